@@ -1,0 +1,34 @@
+"""Structured concurrency for operating-system processes, for asyncio and Trio.
+
+A process becomes something that you ``await``: it gives back a value or raises, it cannot outlive
+the block that started it, and cancelling it really stops it.
+"""
+
+from __future__ import annotations
+
+from . import from_process as from_process
+from ._errors import ProcessClosedError as ProcessClosedError
+from ._errors import ProcessDied as ProcessDied
+from ._errors import ProcessError as ProcessError
+from ._errors import ProcessStartError as ProcessStartError
+from ._errors import ProcessStateError as ProcessStateError
+from ._errors import ProcessStuckError as ProcessStuckError
+from ._errors import ProcessTimeout as ProcessTimeout
+from ._errors import RemoteError as RemoteError
+from ._errors import RemoteTraceback as RemoteTraceback
+from ._errors import SerializationError as SerializationError
+from ._lifecycle import ProcessState as ProcessState
+from ._nursery import ProcessNursery as ProcessNursery
+from ._nursery import open_nursery as open_nursery
+from ._process import AsyncProcess as AsyncProcess
+from ._run import current_default_run_limiter as current_default_run_limiter
+from ._run import in_process as in_process
+from ._run import run_in_process as run_in_process
+from ._stop_policy import StopPolicy as StopPolicy
+from ._stop_request import StopRequested as StopRequested
+
+# Tracebacks, pickles and the documentation show the public names.
+for _value in list(globals().values()):
+    if getattr(_value, "__module__", "").startswith("creche._"):
+        _value.__module__ = "creche"
+del _value

@@ -1,0 +1,251 @@
+"""Everything of creche's that runs in a child."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing import process, reduction, spawn, util
+from multiprocessing.connection import Connection
+from typing import Any
+
+import anyio
+
+from . import _platform
+from ._errors import ProcessStateError
+from ._loops import current_loop, post, run_to_end
+from ._stop_request import StopListener, StopRequested, raise_stop_requested
+from ._wire._framing import FrameKind, FrameReader, Section, pack
+from ._wire._outcomes import (
+    Message,
+    exception_message,
+    exit_message,
+    failure_message,
+    value_message,
+)
+from ._wire._pickling import loads, receive_handles
+
+
+@dataclass
+class ChildMain:
+    """What a child process runs: takes the place of its process object's ``run``.
+
+    It travels with the process object, so it holds nothing of the application's: the function and
+    its arguments come over the wire, where a failure to unpickle them can be caught and reported.
+
+    :param wire: the child's end of the wire
+    :param lifeline: a descriptor that ends with the parent, where the platform has such a thing
+    :param descriptors: what the arguments refer to
+    :param objects: what the arguments refer to in a forked child
+    :param main: how to import the main module
+    :param backend: anyio's name of the event loop that async functions run in
+    :param own_run: the ``run`` of a process object that brings its own, to be called instead
+    """
+
+    wire: Connection
+    lifeline: int | None
+    descriptors: Sequence[int]
+    objects: Sequence[object]
+    main: dict[str, str]
+    backend: str
+    own_run: Callable[[], object] | None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # While a process is being started, DupFd hands the descriptor over to it.
+        state = dict(self.__dict__)
+        if self.lifeline is not None:
+            state["lifeline"] = reduction.DupFd(self.lifeline)
+        state["descriptors"] = [reduction.DupFd(descriptor) for descriptor in self.descriptors]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if state["lifeline"] is not None:
+            self.lifeline = state["lifeline"].detach()
+        self.descriptors = [handle.detach() for handle in state["descriptors"]]
+
+    def __call__(self) -> None:
+        _platform.isolate_child()
+        _platform.die_with_parent(self.lifeline)
+        stop = StopListener()
+        stop.listen()
+        global _connection
+        connection = _connection = ParentConnection(self.wire)
+        connection.send((FrameKind.RUNNING, []))
+        receive_handles(self.descriptors, self.objects)
+        message, exitcode = self._run(connection, stop)
+        if os.getpid() != connection.pid:
+            os._exit(exitcode)  # a fork that the function made came back from it, too
+        delivered = connection.send(message)
+        if message[0] is FrameKind.STOPPED:
+            _end_as_terminated()
+        sys.exit(exitcode if delivered else exitcode or 1)
+
+    def _run(self, connection: ParentConnection, stop: StopListener) -> tuple[Message, int]:
+        """Run the function; return what to tell the parent, and the exit code."""
+        try:
+            try:
+                with stop.reacting(raise_stop_requested):
+                    try:
+                        self._import_main()
+                    except Exception as error:
+                        return failure_message(FrameKind.BAD_MAIN, error), 1
+                    try:
+                        func, args, kwargs = self._receive_call(connection)
+                    except Exception as error:
+                        return failure_message(FrameKind.BAD_CALL, error), 1
+                value = _call(func, args, kwargs, self.backend, stop)
+                if self.own_run is not None:
+                    value = None  # multiprocessing ignores what run() returns
+            finally:
+                stop.close()
+        except StopRequested:
+            return (FrameKind.STOPPED, []), 1
+        except SystemExit as error:
+            return exit_message(error.code), _exit_code(error.code)
+        except BaseException as error:
+            return exception_message(error), 1
+        message = value_message(value)
+        return message, int(message[0] is FrameKind.BAD_VALUE)
+
+    def _import_main(self) -> None:
+        preload = sys.modules.get("creche._start_methods._fork_server_preload")
+        failure: Exception | None = getattr(preload, "main_failure", None)
+        if failure is not None:
+            raise failure
+        current: Any = process.current_process()
+        current._inheriting = True  # multiprocessing refuses to start processes meanwhile
+        try:
+            spawn.prepare(self.main)  # type: ignore[arg-type]
+        except SystemExit as error:
+            raise MainModuleExited(f"sys.exit({error.code!r})") from error
+        finally:
+            del current._inheriting
+
+    def _receive_call(self, connection: ParentConnection) -> Any:
+        if self.own_run is not None:
+            return self.own_run, (), {}
+        return loads(connection.receive_call())
+
+
+class MainModuleExited(Exception):
+    """The main module left through ``sys.exit`` while it was being imported."""
+
+
+class ParentConnection:
+    """The child's connection to its parent. Any thread of the child may send."""
+
+    def __init__(self, wire: Connection) -> None:
+        self.pid = os.getpid()
+        self._wire = _platform.ChildWire(wire)
+        self._sending = threading.Lock()
+        self._said_started = False
+
+    def send(self, message: Message) -> bool:
+        """Send a message; return whether there was a connection to send it over."""
+        with self._sending:
+            try:
+                self._wire.send(pack(*message))
+            except OSError:  # the parent is gone, or the function closed every descriptor
+                return False
+        return True
+
+    def send_started(self, message: Message) -> None:
+        """Send what ``started()`` was given.
+
+        :raises ProcessStateError: if it was called before
+        """
+        if self._said_started:
+            raise ProcessStateError("started() was called before in this process")
+        self._said_started = True
+        self.send(message)
+
+    def receive_call(self) -> list[Section]:
+        """Block until the function and its arguments are here."""
+        reader = FrameReader()
+        while data := self._wire.receive():
+            for frame in reader.feed(data):
+                return frame.sections
+        raise EOFError("the parent closed the connection")
+
+
+_connection: ParentConnection | None = None
+
+
+def parent_connection() -> ParentConnection | None:
+    """The connection to the parent, or ``None`` where this is not a child of creche's."""
+    if _connection is None or _connection.pid != os.getpid():
+        return None
+    return _connection
+
+
+def is_async(func: Callable[..., Any]) -> bool:
+    """Whether ``func`` gives a coroutine, looking through partials and callable objects."""
+    while isinstance(func, functools.partial):
+        func = func.func
+    return inspect.iscoroutinefunction(func) or inspect.iscoroutinefunction(
+        getattr(type(func), "__call__", None)
+    )
+
+
+def _call(
+    func: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    backend: str,
+    stop: StopListener,
+) -> Any:
+    if is_async(func):
+        return _call_async(func, args, kwargs, backend, stop)
+    with stop.reacting(raise_stop_requested):
+        value = func(*args, **kwargs)
+    if inspect.iscoroutine(value):  # a plain function that wraps an async one
+
+        async def await_value() -> Any:
+            return await value
+
+        return _call_async(await_value, (), {}, backend, stop)
+    return value
+
+
+def _call_async(
+    func: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    backend: str,
+    stop: StopListener,
+) -> Any:
+    stopped = False
+
+    async def main() -> Any:
+        nonlocal stopped
+        loop = current_loop()
+        with (
+            anyio.CancelScope() as scope,
+            stop.reacting(lambda: post(loop, scope.cancel)),
+        ):
+            return await func(*args, **kwargs)
+        stopped = True
+
+    value = run_to_end(main, backend)
+    if stopped:
+        raise_stop_requested()
+    return value
+
+
+def _exit_code(code: object) -> int:
+    """The exit code that the interpreter makes of the argument of ``sys.exit``."""
+    if code is None:
+        return 0
+    return code if isinstance(code, int) else 1
+
+
+def _end_as_terminated() -> None:
+    """End with exit code -15, as terminated processes do, but in order."""
+    util._exit_function()  # type: ignore[attr-defined]
+    util._flush_std_streams()  # type: ignore[attr-defined]
+    _platform.die_as_terminated()

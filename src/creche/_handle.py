@@ -1,0 +1,395 @@
+"""One process as creche's threads see it, from start to end, without event loops.
+
+:class:`ProcessHandle` is the state machine under :class:`creche.AsyncProcess`. Its methods say in
+which thread they run; those of the watcher need no locks. It tells event loops what happened by
+setting latches:
+
+========== ===================================================================================
+launched   the process exists, or could not be started
+ready      the child has called ``started()``, or has ended
+finished   the process is reaped, or never existed, and its outcome is known
+gone       finished, or killed in vain (:attr:`stuck`)
+========== ===================================================================================
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from ._child import ChildMain
+from ._errors import (
+    ProcessDied,
+    ProcessError,
+    ProcessStartError,
+    ProcessStuckError,
+    ProcessTimeout,
+    SerializationError,
+    describe,
+)
+from ._lifecycle import Event, ProcessState, next_state
+from ._loops import Latch
+from ._platform import ParentWire, wire_pair
+from ._runtime import Runtime
+from ._start_methods import main_module_settings, own_started, start
+from ._stop_policy import StopPolicy
+from ._stopping import Stopper
+from ._watcher import Timer
+from ._wire._framing import BadFrameError, Frame, FrameKind, FrameReader, pack
+from ._wire._outcomes import Call, Failure, Outcome, Value, decode, decode_started, encode_call
+from ._wire._pickling import ArgumentHandles
+
+
+class ProcessHandle:
+    """A process from the first thought of it until its outcome is known.
+
+    :param process: the ``multiprocessing`` process object
+    :param method: its start method
+    :param call: what it runs; ``None`` where the process object brings its own ``run``
+    :param timeout: seconds from the start after which it is stopped, or ``None``
+    """
+
+    def __init__(
+        self,
+        process: Any,
+        *,
+        method: str,
+        call: Call | None,
+        policy: StopPolicy,
+        timeout: float | None,
+    ) -> None:
+        self.process = process
+        self.method = method
+        self.policy = policy
+        self.timeout = timeout
+        self.state = ProcessState.CREATED
+        self.pid: int | None = None
+        self.exitcode: int | None = None
+        self.outcome: Outcome | None = None
+        self.started_outcome: Outcome | None = None
+        self.stop_requested = False
+        self.stuck = False
+        self.keeps_descriptors = False
+        self.launched = Latch()
+        self.ready = Latch()
+        self.gone = Latch()
+        self.finished = Latch()
+        self._call = call
+        self._maybe_runtime: Runtime | None = None
+        self._popen: Any = None
+        self._wire: ParentWire | None = None
+        self._reader = FrameReader()
+        self._watched: int | None = None
+        self._stopper: Stopper | None = None
+        self._stop_when_launched: StopPolicy | None = None
+        self._owned = False
+        self._timed_out = False
+        self._started_undecided = False
+        self._settled: Outcome | None = None
+        self._last_frame: Frame | None = None
+        self._decoded: Outcome | None = None
+        self._wire_error: BadFrameError | None = None
+        self._wire_ended = False
+        self._timers: list[Timer] = []
+
+    # --- from any thread ----------------------------------------------------------------------
+
+    def start(self, runtime: Runtime, backend: str) -> None:
+        """Begin to start the process; :attr:`launched` tells when that is done.
+
+        :raises ProcessStateError: if it was started already
+        """
+        self.state = next_state(self.state, Event.START, self.process.name)
+        self._maybe_runtime = runtime
+        runtime.live.add(self)
+        runtime.starter.submit(lambda: self._launch(lambda: self._start_process(backend)))
+
+    def adopt(self, runtime: Runtime) -> None:
+        """Take over a process that runs already."""
+        self.state = next_state(self.state, Event.START, self.process.name)
+        self.state = next_state(self.state, Event.RUN, self.process.name)
+        self._maybe_runtime = runtime
+        runtime.live.add(self)
+        self._launch(lambda: own_started(self.process))
+
+    def stop(self, policy: StopPolicy) -> None:
+        """Begin to stop the process. :attr:`gone` is set within the time that ``policy`` allows."""
+        self.stop_requested = True
+        if self._maybe_runtime is None:
+            self.give_up_unless_started()
+        else:
+            self._runtime.watcher.call_soon(lambda: self._stop(policy))
+
+    def give_up_unless_started(self) -> None:
+        """Where the process was not started, see to it that it never will be."""
+        if self.state is ProcessState.CREATED:
+            who = describe(self.process.name, None)
+            self.outcome = Failure(ProcessStartError(f"{who} was stopped before it was started"))
+            self.state = ProcessState.TERMINATED
+            self._set_all_latches()
+
+    def own(self) -> None:
+        """Somebody waits for the end of the process: once it has given its outcome it must exit."""
+        self._owned = True
+        if self._maybe_runtime is not None:
+            self._runtime.watcher.call_soon(self._expect_exit)
+
+    def check_gone(self) -> None:
+        """:raises ProcessStuckError: if the process was killed in vain"""
+        if self.stuck and not self.finished.is_set():
+            who = describe(self.process.name, self.pid)
+            raise ProcessStuckError(
+                f"{who} is still there {self.policy.kill_timeout:g} seconds after it was sent"
+                " SIGKILL: it waits inside the kernel, perhaps for a disk or a network file"
+                " system. It will be reaped when the kernel lets go of it."
+                if self.pid is not None
+                else f"{who} was to be stopped, but is still being started"
+            )
+
+    def forget(self) -> None:
+        """In a fork of this process: close our copies of what belongs to its parent."""
+        if self._wire is not None:
+            self._wire.forget()
+        if self._popen is not None:
+            self._popen.forget()
+
+    @property
+    def _runtime(self) -> Runtime:
+        assert self._maybe_runtime is not None, "the process was not started"
+        return self._maybe_runtime
+
+    # --- in the starter thread ----------------------------------------------------------------
+
+    def _launch(self, start_process: Callable[[], Any]) -> None:
+        watcher = self._runtime.watcher
+        try:
+            if self._stop_when_launched is not None:
+                raise ProcessStartError(
+                    f"{describe(self.process.name, None)} was stopped before it was started"
+                )
+            self._popen = start_process()
+        except BaseException as error:
+            failure = error  # the name is unbound when the block ends
+            watcher.call_soon(lambda: self._not_started(failure))
+            return
+        self.pid = self._popen.pid
+        watcher.call_soon(self._attach)
+        self.launched.set()
+
+    def _start_process(self, backend: str) -> Any:
+        handles = ArgumentHandles(inherited=self.method == "fork")
+        sections = [] if self._call is None else encode_call(self._call, self.process.name, handles)
+        wire, child_end = wire_pair()
+        lifeline = None
+        try:
+            # A copy, because a fork forgets the runtime before the child gets to see it.
+            lifeline = self._runtime.lifeline.duplicate()
+            self._wire = wire
+            wire.send(pack(FrameKind.CALL, sections))
+            self.process.run = ChildMain(
+                wire=child_end,
+                lifeline=lifeline,
+                descriptors=handles.descriptors,
+                objects=handles.objects or (),
+                main=main_module_settings(),
+                backend=backend,
+                own_run=None if self._call is not None else self.process.run,
+            )
+            return start(self.process, self.method)
+        except BaseException:
+            self._wire = None
+            wire.close()
+            raise
+        finally:
+            child_end.close()
+            if lifeline is not None:
+                os.close(lifeline)
+            self.process.__dict__.pop("run", None)
+            self._call = None  # a child that runs for hours keeps no arguments alive
+
+    # --- in the watcher -----------------------------------------------------------------------
+
+    def _not_started(self, error: BaseException) -> None:
+        if not isinstance(error, ProcessError):
+            reason = str(error) or type(error).__name__
+            failure = ProcessStartError(
+                f"{describe(self.process.name, None)} could not be started: {reason}"
+            )
+            failure.__cause__ = error
+            error = failure
+        self._finish(Failure(error))
+
+    def _attach(self) -> None:
+        watcher = self._runtime.watcher
+        self._stopper = Stopper(watcher, self._popen, self._give_up)
+        if self._wire is not None:
+            self._wire.attach(watcher.poller, self._on_data)
+        if self.timeout is not None:
+            self._timers.append(watcher.call_later(self.timeout, self._on_timeout))
+        if self._stop_when_launched is not None:
+            self._stopper.stop(self._stop_when_launched)
+        self._watch_exit()
+
+    def _watch_exit(self) -> None:
+        poller = self._runtime.watcher.poller
+        if self._watched is not None:
+            poller.unwatch(self._watched)
+            self._watched = None
+        try:
+            self._watched = self._popen.watchable()
+        except OSError:  # gone, or no descriptor left to watch it with
+            self._popen.give_up_exit_code()
+            self._on_exit()
+        else:
+            poller.watch(self._watched, self._on_exit)
+
+    def _on_exit(self) -> None:
+        exitcode = self._popen.reap(kill_group=self.policy.group)
+        if exitcode is None:
+            if self._popen.server_lost:
+                self._watch_exit()
+            return
+        self.exitcode = exitcode
+        if self._watched is not None:
+            self._runtime.watcher.poller.unwatch(self._watched)
+        if self._wire is not None:
+            self._wire.drain()
+            self._wire.close()
+        if not self.keeps_descriptors:
+            self._popen.close()
+        if self._last_frame is None:
+            self._settle(Failure(self._death()))
+        elif self._last_frame.kind is FrameKind.EXITED:
+            self._decode(self._last_frame)
+        elif self._decoded is not None:
+            self._settle(self._decoded)
+
+    def _on_data(self, data: bytes) -> None:
+        if not data:
+            self._wire_ended = True
+            self._expect_exit()
+        elif self._last_frame is None and self._wire_error is None:
+            try:
+                for frame in self._reader.feed(data):
+                    self._on_frame(frame)
+            except BadFrameError as error:
+                self._wire_error = error
+                assert self._stopper is not None
+                self._stopper.kill(self.policy)
+
+    def _on_frame(self, frame: Frame) -> None:
+        if frame.kind is FrameKind.RUNNING:
+            self.state = next_state(self.state, Event.RUN, self.process.name)
+        elif frame.kind is FrameKind.STARTED:
+            self._decode_started(frame)
+        elif self._last_frame is None:
+            self._last_frame = frame
+            if frame.kind is not FrameKind.EXITED:  # which wants the exit code
+                self._decode(frame)
+            self._expect_exit()
+
+    def _on_timeout(self) -> None:
+        if self._last_frame is None and self.exitcode is None:
+            self._timed_out = True
+            self._stop(self.policy)
+
+    def _stop(self, policy: StopPolicy) -> None:
+        if self._stopper is not None:
+            self._stopper.stop(policy)
+        elif self._stop_when_launched is None and not self.finished.is_set():
+            self._stop_when_launched = policy
+            # Whoever starts it may hang: a fork server that was stopped, say.
+            self._timers.append(
+                self._runtime.watcher.call_later(policy.grace + policy.kill_timeout, self._give_up)
+            )
+
+    def _expect_exit(self) -> None:
+        """See to it that a child that has said its last word, and is waited for, exits in time."""
+        done = self._last_frame is not None or self._wire_ended
+        if done and self._owned and self.exitcode is None and self._stopper is not None:
+            stopper = self._stopper
+            self._timers.append(
+                self._runtime.watcher.call_later(
+                    self.policy.exit_timeout, lambda: stopper.kill(self.policy)
+                )
+            )
+
+    def _give_up(self) -> None:
+        self.stuck = True
+        self.gone.set()
+
+    def _decode(self, frame: Frame) -> None:
+        def decode_in_thread() -> None:
+            outcome = decode(frame, self.process.name, self.pid, self.exitcode)
+            self._runtime.watcher.call_soon(lambda: self._on_decoded(outcome))
+
+        self._runtime.unpicklers.submit(decode_in_thread)
+
+    def _on_decoded(self, outcome: Outcome) -> None:
+        self._decoded = outcome
+        if self.exitcode is not None:
+            self._settle(outcome)
+
+    def _decode_started(self, frame: Frame) -> None:
+        self._started_undecided = True
+
+        def decode_in_thread() -> None:
+            outcome = decode_started(frame, self.process.name, self.pid)
+            self._runtime.watcher.call_soon(lambda: self._on_started_decoded(outcome))
+
+        self._runtime.unpicklers.submit(decode_in_thread)
+
+    def _on_started_decoded(self, outcome: Outcome) -> None:
+        self.started_outcome = outcome
+        self._started_undecided = False
+        self.ready.set()
+        if self._settled is not None:
+            self._settle(self._settled)
+
+    def _death(self) -> ProcessError:
+        """Say how a process ended that gave no outcome."""
+        name, pid, exitcode = self.process.name, self.pid, self.exitcode
+        if self._wire_error is not None:
+            return SerializationError(
+                f"{describe(name, pid)} was killed because something in it wrote to creche's"
+                f" connection: {self._wire_error}"
+            )
+        if self._wire is None:
+            return ProcessDied(exitcode, name=name, pid=pid)
+        if self.state is ProcessState.STARTED and not self.stop_requested and exitcode:
+            if exitcode > 0:
+                return ProcessStartError(
+                    f"{describe(name, pid)} ended with exit code {exitcode} before it could run its"
+                    " function; it wrote the reason to stderr"
+                )
+        detail = "it died while sending its result" if self._reader.in_frame else ""
+        return ProcessDied(exitcode, name=name, pid=pid, detail=detail)
+
+    def _settle(self, outcome: Outcome) -> None:
+        if self._started_undecided:  # ready comes before finished
+            self._settled = outcome
+            return
+        if self._timed_out:
+            name = describe(self.process.name, self.pid)
+            error = ProcessTimeout(f"{name} was stopped after its timeout of {self.timeout:g} seconds")
+            if isinstance(outcome, Failure) and not isinstance(outcome.exception, ProcessDied):
+                error.__cause__ = outcome.exception
+            outcome = Failure(error)
+        elif self._wire is None and self.exitcode == 0:
+            outcome = Value(None)
+        self._finish(outcome)
+
+    def _finish(self, outcome: Outcome) -> None:
+        for timer in self._timers:
+            timer.cancel()
+        if self._stopper is not None:
+            self._stopper.close()
+        self.outcome = outcome
+        self.state = next_state(self.state, Event.END, self.process.name)
+        self._runtime.live.discard(self)
+        self._set_all_latches()
+
+    def _set_all_latches(self) -> None:
+        for latch in (self.launched, self.ready, self.finished, self.gone):
+            latch.set()

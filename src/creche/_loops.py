@@ -1,0 +1,128 @@
+"""All that differs between asyncio and Trio, and the one way from a thread into an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import anyio
+import anyio.lowlevel
+
+from ._errors import ProcessStateError
+
+T = TypeVar("T")
+
+EventLoop = Any
+"""An ``asyncio.AbstractEventLoop`` or a ``trio.lowlevel.TrioToken``: both identify a running loop
+and can be compared with ``is``. (Trio may be missing, so there is no closer type.)"""
+
+
+def current_loop() -> EventLoop:
+    """Return the event loop that the caller runs in.
+
+    :raises ProcessStateError: if there is none
+    """
+    # Trio first: in its guest mode an asyncio or a GUI loop is the host of the same thread.
+    trio = sys.modules.get("trio")
+    if trio is not None:
+        try:
+            return trio.lowlevel.current_trio_token()
+        except RuntimeError:
+            pass
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        raise ProcessStateError(
+            "this must be called from a task of a running asyncio or Trio event loop"
+        ) from None
+
+
+def backend_of(loop: EventLoop) -> str:
+    """Return anyio's name of the loop's backend: ``"asyncio"`` or ``"trio"``."""
+    return "asyncio" if isinstance(loop, asyncio.AbstractEventLoop) else "trio"
+
+
+def post(loop: EventLoop, callback: Callable[[], object]) -> None:
+    """Run ``callback`` soon in ``loop``, from any thread or signal handler.
+
+    A loop that is closed by now has nobody left who waits, so that is no error.
+    """
+    try:
+        if isinstance(loop, asyncio.AbstractEventLoop):
+            loop.call_soon_threadsafe(callback)
+        else:
+            loop.run_sync_soon(callback)
+    except RuntimeError:  # "Event loop is closed"; trio.RunFinishedError
+        pass
+
+
+def run_to_end(main: Callable[[], Awaitable[T]], backend: str) -> T:
+    """Run an async function in a new event loop of ``backend``."""
+    return anyio.run(main, backend=backend)
+
+
+class Latch:
+    """An event that is set once, from any thread, and awaited by any number of event loops.
+
+    This is the only bridge from creche's threads to its callers. Waiters cost a dictionary entry
+    each and no thread.
+    """
+
+    __slots__ = ("_lock", "_set", "_waiters")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._set = False
+        self._waiters: dict[Callable[[], object], EventLoop | None] | None = None
+
+    def is_set(self) -> bool:
+        return self._set
+
+    def set(self) -> None:
+        with self._lock:
+            self._set = True
+            waiters, self._waiters = self._waiters, None
+        for wake, loop in (waiters or {}).items():
+            if loop is None:
+                wake()
+            else:
+                post(loop, wake)
+
+    async def wait(self) -> None:
+        """Wait until the latch is set. Cancellation leaves nothing behind."""
+        await anyio.lowlevel.checkpoint_if_cancelled()
+        event = anyio.Event()
+        if self._add_waiter(event.set, current_loop()):
+            try:
+                await event.wait()
+            finally:
+                self._discard_waiter(event.set)
+        else:
+            await anyio.lowlevel.cancel_shielded_checkpoint()
+
+    def wait_in_thread(self, timeout: float | None) -> bool:
+        """Block the calling thread for at most ``timeout`` seconds; return whether it is set."""
+        event = threading.Event()
+        if not self._add_waiter(event.set, None):
+            return True
+        try:
+            return event.wait(timeout)
+        finally:
+            self._discard_waiter(event.set)
+
+    def _add_waiter(self, wake: Callable[[], object], loop: EventLoop | None) -> bool:
+        with self._lock:
+            if self._set:
+                return False
+            if self._waiters is None:
+                self._waiters = {}
+            self._waiters[wake] = loop
+            return True
+
+    def _discard_waiter(self, wake: Callable[[], object]) -> None:
+        with self._lock:
+            if self._waiters is not None:
+                self._waiters.pop(wake, None)

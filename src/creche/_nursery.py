@@ -1,0 +1,220 @@
+"""A task group for processes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager, nullcontext
+from types import TracebackType
+from typing import Any, TypeVar, TypeVarTuple, Unpack, overload
+
+import anyio
+from anyio.abc import TaskGroup, TaskStatus
+
+from ._errors import ProcessDied, ProcessStartError, ProcessStateError, describe
+from ._process import AsyncProcess
+from ._run import name_after
+from ._stop_policy import StopPolicy, check_stop_policy
+
+__all__ = ["ProcessNursery", "open_nursery"]
+
+T = TypeVar("T")
+PosArgsT = TypeVarTuple("PosArgsT")
+
+
+def open_nursery(
+    *,
+    limiter: anyio.CapacityLimiter | None = None,
+    stop: StopPolicy | None = None,
+    start_method: str | None = None,
+) -> ProcessNursery:
+    """Return a :class:`ProcessNursery`, to be used in ``async with``.
+
+    :param limiter: bounds how many of the nursery's processes run at once; without one, as many run
+        as are started
+    :param stop: how its processes are stopped
+    :param start_method: as for :class:`AsyncProcess`
+    """
+    return ProcessNursery(limiter=limiter, stop=stop, start_method=start_method)
+
+
+class ProcessNursery:
+    """Runs processes as an ``anyio`` task group runs tasks; made by :func:`open_nursery`.
+
+    The ``async with`` block is left when all of its processes have ended and are reaped. The first
+    one that fails, or an exception in the block, stops all the others; what failed comes out in one
+    ``ExceptionGroup``. A process that the program itself stops (by ``terminate()``, ``kill()`` or by
+    cancelling an ``await process``) has not failed.
+    """
+
+    def __init__(
+        self,
+        *,
+        limiter: anyio.CapacityLimiter | None,
+        stop: StopPolicy | None,
+        start_method: str | None,
+    ) -> None:
+        self._limiter = limiter
+        self._stop = check_stop_policy(stop)
+        self._start_method = start_method
+        self._task_group: TaskGroup = anyio.create_task_group()
+        self._processes: dict[AsyncProcess[Any], None] = {}
+        self._open = False
+
+    @property
+    def cancel_scope(self) -> anyio.CancelScope:
+        """Cancelling it stops every process of the nursery, and the block."""
+        return self._task_group.cancel_scope
+
+    @property
+    def processes(self) -> frozenset[AsyncProcess[Any]]:
+        """The processes that have not ended yet, those that wait for the limiter included."""
+        return frozenset(self._processes)
+
+    @overload
+    def start_soon(
+        self,
+        func: Callable[[Unpack[PosArgsT]], Coroutine[Any, Any, T]],
+        *args: Unpack[PosArgsT],
+        name: str | None = None,
+        timeout: float | None = None,
+        stop: StopPolicy | None = None,
+    ) -> AsyncProcess[T]: ...
+
+    @overload
+    def start_soon(
+        self,
+        func: Callable[[Unpack[PosArgsT]], T],
+        *args: Unpack[PosArgsT],
+        name: str | None = None,
+        timeout: float | None = None,
+        stop: StopPolicy | None = None,
+    ) -> AsyncProcess[T]: ...
+
+    def start_soon(
+        self,
+        func: Callable[..., Any],
+        *args: Any,
+        name: str | None = None,
+        timeout: float | None = None,
+        stop: StopPolicy | None = None,
+    ) -> AsyncProcess[Any]:
+        """Start ``func(*args)`` in a process of its own, soon.
+
+        :param func: anything that can be called and pickled; ``async`` functions, too
+        :param args: its positional arguments
+        :param name: the name of the process; by default ``func``'s name and a number
+        :param timeout: seconds that the process may run
+        :param stop: how the process is stopped, instead of the nursery's own policy
+        :return: the process. It can be awaited for its result in the block; after the block it has
+            its ``return_value``
+        :raises ProcessStateError: if the nursery is not open
+        """
+        process = self._make_process(func, args, name, timeout, stop)
+        self._task_group.start_soon(self._run, process, name=process.name)
+        return process
+
+    async def start(
+        self,
+        func: Callable[[Unpack[PosArgsT]], Any],
+        *args: Unpack[PosArgsT],
+        name: str | None = None,
+        timeout: float | None = None,
+        stop: StopPolicy | None = None,
+    ) -> Any:
+        """Start ``func(*args)`` in a process of its own, and wait until it says that it is ready.
+
+        The child says so by calling :func:`creche.from_process.started`. From then on the process
+        is one of the nursery's like all others.
+
+        Cancellation before that stops the process, and waits until it is gone.
+
+        :return: what the child gave to ``started()``
+        :raises Exception: whatever ``func`` raises before it is ready
+        :raises ProcessStartError: if the child ends without calling ``started()``
+        :raises ProcessStateError: if the nursery is not open
+        """
+        process = self._make_process(func, args, name, timeout, stop)
+        return await self._task_group.start(self._run_until_ready, process, name=process.name)
+
+    async def __aenter__(self) -> ProcessNursery:
+        await self._task_group.__aenter__()
+        self._open = True
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> bool | None:
+        try:
+            return await self._task_group.__aexit__(exc_type, exc, tb)
+        except BaseExceptionGroup as group:
+            # A failure that the block also heard of, by awaiting the process, is in there twice.
+            unique = list({id(failure): failure for failure in group.exceptions}.values())
+            if len(unique) == len(group.exceptions):
+                raise
+            raise group.derive(unique) from None
+        finally:
+            self._open = False
+
+    def _make_process(
+        self,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        name: str | None,
+        timeout: float | None,
+        stop: StopPolicy | None,
+    ) -> AsyncProcess[Any]:
+        if not self._open:
+            raise ProcessStateError("this nursery is not open: no processes can be started in it")
+        process: AsyncProcess[Any] = AsyncProcess(
+            target=func,
+            name=name,
+            args=args,
+            timeout=timeout,
+            stop=self._stop if stop is None else stop,
+            start_method=self._start_method,
+        )
+        if name is None:
+            name_after(process, func)
+        process._started_by_nursery = True
+        self._processes[process] = None
+        return process
+
+    async def _run(self, process: AsyncProcess[Any]) -> None:
+        async with self._admitted(process):
+            await self._result(process)
+
+    async def _run_until_ready(
+        self, process: AsyncProcess[Any], *, task_status: TaskStatus[Any]
+    ) -> None:
+        async with self._admitted(process):
+            ready = await process._start_until_ready()
+            if ready is None:
+                await self._result(process)
+                raise ProcessStartError(
+                    f"{describe(process.name, process.pid)} ended without calling"
+                    " creche.from_process.started(), for which start() waits; use start_soon() for"
+                    " a function that does not call it"
+                )
+            task_status.started(ready.value)
+            await self._result(process)
+
+    async def _result(self, process: AsyncProcess[Any]) -> None:
+        try:
+            await process.result()
+        except ProcessDied:
+            if not process._was_stopped_on_request():
+                raise
+
+    @asynccontextmanager
+    async def _admitted(self, process: AsyncProcess[Any]) -> AsyncIterator[None]:
+        """Wait for the limiter, and account for the process whatever becomes of it."""
+        try:
+            async with nullcontext() if self._limiter is None else self._limiter:
+                await process._start_unless_started()
+                yield
+        finally:
+            process._give_up_unless_started()
+            del self._processes[process]

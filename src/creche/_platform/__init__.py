@@ -1,0 +1,46 @@
+"""What differs between operating systems, behind the same names.
+
+Nothing outside of this package and :mod:`creche._start_methods` asks which system it runs on.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from ._parent_death import Lifeline, die_with_lifeline, die_with_parent
+
+if sys.platform == "win32":
+    from ._connection_poller import ConnectionPoller as Poller
+    from ._connection_wire import ChildWire, ParentWire, wire_pair
+    from ._windows import (
+        DEFAULT_START_METHOD,
+        default_stop_request,
+        die_as_terminated,
+        isolate_child,
+        on_stop_request,
+    )
+else:
+    from ._posix import (
+        DEFAULT_START_METHOD,
+        default_stop_request,
+        die_as_terminated,
+        isolate_child,
+        on_stop_request,
+    )
+    from ._posix_wire import ChildWire, ParentWire, wire_pair
+    from ._selector_poller import SelectorPoller as Poller
+
+__all__ = [
+    "DEFAULT_START_METHOD",
+    "ChildWire",
+    "Lifeline",
+    "ParentWire",
+    "Poller",
+    "default_stop_request",
+    "die_as_terminated",
+    "die_with_lifeline",
+    "die_with_parent",
+    "isolate_child",
+    "on_stop_request",
+    "wire_pair",
+]

@@ -1,0 +1,45 @@
+"""POSIX: process groups and signals, seen from both sides."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable
+
+DEFAULT_START_METHOD = "forkserver"
+
+
+def isolate_child() -> None:
+    """In a new child: leave the parent's process group, and what a fork inherited of its signals.
+
+    A terminal's Ctrl-C goes to the foreground process group. The parent alone is to get it, and to
+    stop its children in order.
+    """
+    # EPERM: we lead a session already, and with it a group of our own.
+    with contextlib.suppress(PermissionError):
+        os.setpgid(0, 0)
+    # The parent's event loop is woken through this descriptor.
+    signal.set_wakeup_fd(-1)
+    for number in signal.valid_signals():
+        if callable(signal.getsignal(number)):
+            default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            signal.signal(number, default)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def on_stop_request(callback: Callable[[], None]) -> None:
+    """In a child: have ``callback`` called in the main thread whenever the parent asks to stop."""
+    signal.signal(signal.SIGTERM, lambda _signum, _frame: callback())
+
+
+def default_stop_request() -> None:
+    """In a child: from here on, being asked to stop ends the process at once."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def die_as_terminated() -> None:
+    """In a child: end as a process that SIGTERM ended does, with exit code -15."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,150 @@
+"""The wire on POSIX: a socket pair, which the watcher reads and writes without ever blocking."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+from collections import deque
+from collections.abc import Callable, Iterable
+from multiprocessing.connection import Connection
+
+from .._wire._framing import Buffer
+from ._selector_poller import SelectorPoller
+
+_READ_BYTES = 256 * 1024
+
+# One child's gigabyte must not keep the watcher from the other children.
+_READS_IN_TURN = 8
+
+# What a dead child has left in the socket's buffer, with a wide margin. A descendant that escaped
+# from the process group could go on writing for ever.
+_DRAIN_BYTES = 64 * 1024 * 1024
+
+
+class ParentWire:
+    """The parent's end. Everything but :meth:`send` before :meth:`attach` runs in the watcher."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        sock.setblocking(False)
+        self._outbox: deque[memoryview] = deque()
+        self._poller: SelectorPoller | None = None
+        self._on_data: Callable[[bytes], None] | None = None
+
+    def send(self, pieces: Iterable[Buffer]) -> None:
+        """Send what the socket takes now, and the rest when it takes more."""
+        self._outbox.extend(memoryview(piece).cast("B") for piece in pieces)
+        self._flush()
+
+    def attach(self, poller: SelectorPoller, on_data: Callable[[bytes], None]) -> None:
+        """Begin to receive: ``on_data`` gets what arrives, and ``b""`` once at the end."""
+        self._poller = poller
+        self._on_data = on_data
+        poller.watch(self._sock.fileno(), self._receive)
+        if self._outbox:
+            poller.watch_writable(self._sock.fileno(), self._flush)
+
+    def drain(self) -> None:
+        """Take in what a dead child has left."""
+        for _ in range(_DRAIN_BYTES // _READ_BYTES):
+            if self._poller is None or not self._receive_once():
+                return
+
+    def close(self) -> None:
+        self._detach()
+        self._outbox.clear()
+        self._sock.close()
+
+    def forget(self) -> None:
+        """In a fork of this process: close our copy. The poller belongs to the parent."""
+        self._sock.close()
+
+    def _receive(self) -> None:
+        for _ in range(_READS_IN_TURN):
+            if not self._receive_once():
+                return
+
+    def _receive_once(self) -> bool:
+        assert self._on_data is not None
+        try:
+            data = self._sock.recv(_READ_BYTES)
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError:  # ECONNRESET: the child died with our data unread
+            data = b""
+        if not data:
+            self._detach()
+        self._on_data(data)
+        return bool(data) and self._poller is not None
+
+    def _flush(self) -> None:
+        while self._outbox:
+            piece = self._outbox[0]
+            try:
+                sent = self._sock.send(piece)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError:  # EPIPE: nobody reads any more, which its exit code will explain
+                self._outbox.clear()
+                break
+            if sent == len(piece):
+                self._outbox.popleft()
+            else:
+                self._outbox[0] = piece[sent:]
+        if self._poller is not None:
+            self._poller.unwatch_writable(self._sock.fileno())
+
+    def _detach(self) -> None:
+        if self._poller is not None:
+            self._poller.unwatch(self._sock.fileno())
+            self._poller = None
+
+
+class ChildWire:
+    """The child's end, which blocks."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection  # owns the descriptor
+
+    def send(self, pieces: Iterable[Buffer]) -> None:
+        for piece in _joined_if_small(pieces):
+            view = memoryview(piece).cast("B")
+            while view:
+                view = view[os.write(self._connection.fileno(), view) :]
+
+    def receive(self) -> bytes:
+        """Return what has arrived, at least a byte; ``b""`` at the end."""
+        return os.read(self._connection.fileno(), _READ_BYTES)
+
+    def wait(self) -> None:
+        """Block until there is something to receive."""
+        select.select([self._connection], [], [])
+
+
+def wire_pair() -> tuple[ParentWire, Connection]:
+    """Make a wire: the parent's end, and what to hand to the child.
+
+    :raises OSError: if there are no descriptors left
+    """
+    ours, theirs = socket.socketpair()
+    return ParentWire(ours), Connection(theirs.detach())
+
+
+def _joined_if_small(pieces: Iterable[Buffer]) -> Iterable[Buffer]:
+    """Join the small pieces of a frame, so that it arrives in one system call."""
+    small: list[Buffer] = []
+    size = 0
+    for piece in pieces:
+        length = memoryview(piece).nbytes
+        if length > _READ_BYTES:
+            yield b"".join(small)
+            small, size = [], 0
+            yield piece
+        else:
+            small.append(piece)
+            size += length
+            if size > _READ_BYTES:
+                yield b"".join(small)
+                small, size = [], 0
+    yield b"".join(small)

@@ -1,0 +1,575 @@
+"""A process that can be awaited."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
+from multiprocessing import process as _multiprocessing_process
+from multiprocessing.process import BaseProcess
+from types import TracebackType
+from typing import Any, Generic, NoReturn, TypeVar, overload
+
+import anyio
+import anyio.lowlevel
+
+from ._durations import check_timeout
+from ._errors import ProcessClosedError, ProcessStartError, ProcessStateError, describe
+from ._handle import ProcessHandle
+from ._lifecycle import ProcessState
+from ._loops import EventLoop, backend_of, current_loop
+from ._runtime import runtime
+from ._start_methods import check_start_method, make_process, start_method_of
+from ._stop_policy import StopPolicy, check_stop_policy
+from ._wire._outcomes import Call, Failure, Value
+
+__all__ = ["AsyncProcess"]
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+SelfT = TypeVar("SelfT", bound="AsyncProcess[Any]")
+
+
+class AsyncProcess(Generic[T_co]):
+    """One operating-system process, started, awaited and stopped from asyncio or Trio.
+
+    It wraps a ``multiprocessing.Process``, and has its constructor and its words::
+
+        process = AsyncProcess(target=crunch, args=(data,))
+        value = await process             # starts it, and gives what crunch(data) returned
+
+        async with AsyncProcess(target=serve) as process:
+            ...                           # an error or a cancellation in here stops it
+
+    A process belongs to the event loop that starts it. :meth:`join` and the properties can be used
+    from any event loop and thread of the application.
+
+    :param group: always ``None``; there for the sake of ``multiprocessing.Process``
+    :param target: what the child calls: anything that can be called and pickled. An ``async``
+        function runs in an event loop of the parent's backend
+    :param name: the name of the process, in its own ``multiprocessing.current_process()`` and in
+        errors; ``Process-1`` and so on by default
+    :param args: positional arguments for ``target``
+    :param kwargs: keyword arguments for ``target``
+    :param daemon: whether the process may have no ``multiprocessing`` children of its own; by
+        default as the current process. Unlike in ``multiprocessing``, it says nothing about what
+        happens when the application ends: no process of creche's outlives it
+    :param start_method: ``"forkserver"`` (the default on POSIX), ``"spawn"`` (the default on
+        Windows) or ``"fork"``
+    :param timeout: seconds after which a process that still runs its target is stopped; its outcome
+        is a :exc:`ProcessTimeout` then
+    :param stop: how the process is stopped
+    :raises ValueError: if ``timeout`` is negative or NaN, ``group`` is not ``None``, or there is no
+        such start method
+    :raises TypeError: if an argument is of a wrong type
+    """
+
+    _handle: ProcessHandle
+
+    @overload
+    def __init__(
+        self: AsyncProcess[T],
+        group: None = None,
+        target: Callable[..., Coroutine[Any, Any, T]] = ...,
+        name: str | None = None,
+        args: Iterable[Any] = (),
+        kwargs: Mapping[str, Any] = {},
+        *,
+        daemon: bool | None = None,
+        start_method: str | None = None,
+        timeout: float | None = None,
+        stop: StopPolicy | None = None,
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: AsyncProcess[T],
+        group: None = None,
+        target: Callable[..., T] = ...,
+        name: str | None = None,
+        args: Iterable[Any] = (),
+        kwargs: Mapping[str, Any] = {},
+        *,
+        daemon: bool | None = None,
+        start_method: str | None = None,
+        timeout: float | None = None,
+        stop: StopPolicy | None = None,
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: AsyncProcess[None],
+        group: None = None,
+        target: None = None,
+        name: str | None = None,
+        args: Iterable[Any] = (),
+        kwargs: Mapping[str, Any] = {},
+        *,
+        daemon: bool | None = None,
+        start_method: str | None = None,
+        timeout: float | None = None,
+        stop: StopPolicy | None = None,
+    ) -> None: ...
+
+    def __init__(
+        self,
+        group: None = None,
+        target: Callable[..., Any] | None = None,
+        name: str | None = None,
+        args: Iterable[Any] = (),
+        kwargs: Mapping[str, Any] = {},
+        *,
+        daemon: bool | None = None,
+        start_method: str | None = None,
+        timeout: float | None = None,
+        stop: StopPolicy | None = None,
+    ) -> None:
+        if group is not None:
+            raise ValueError("group must be None: there are no process groups of that kind yet")
+        if target is not None and not callable(target):
+            raise TypeError(f"target must be callable, not {type(target).__name__}")
+        if name is not None and not isinstance(name, str):
+            raise TypeError(f"name must be a string, not {type(name).__name__}")
+        method = check_start_method(start_method)
+        self._set_up(
+            ProcessHandle(
+                make_process(method, name, "Process", daemon),
+                method=method,
+                call=Call(target or _do_nothing, tuple(args), dict(kwargs)),
+                policy=check_stop_policy(stop),
+                timeout=check_timeout(timeout),
+            )
+        )
+
+    @classmethod
+    def wrap(
+        cls,
+        process: BaseProcess,
+        *,
+        timeout: float | None = None,
+        stop: StopPolicy | None = None,
+    ) -> AsyncProcess[None]:
+        """Adopt a ready-made ``multiprocessing`` process, started or not.
+
+        Of a subclass with a ``run`` of its own, say. It has no return value: it ends well with exit
+        code 0, and with the exception of ``run`` or :exc:`ProcessDied` otherwise. From here on
+        creche reaps it. A process that was started before is stopped by signals alone: nothing in
+        it unwinds its function, or ties it to the life of this process.
+
+        :param process: the process object
+        :param timeout: as for :class:`AsyncProcess`; counts from the start, or from now
+        :param stop: as for :class:`AsyncProcess`
+        :raises TypeError: if it is not a ``multiprocessing`` process
+        :raises ProcessStateError: if it belongs to another process, or was closed
+        """
+        if not isinstance(process, BaseProcess):
+            raise TypeError(f"expected a multiprocessing process, not {type(process).__name__}")
+        inner: Any = process
+        if inner._closed:
+            raise ProcessClosedError(f"process {process.name!r} is closed")
+        if inner._parent_pid != os.getpid():
+            raise ProcessStateError(f"process {process.name!r} is not a child of this process")
+        handle = ProcessHandle(
+            process,
+            method=start_method_of(process),
+            call=None,
+            policy=check_stop_policy(stop),
+            timeout=check_timeout(timeout),
+        )
+        wrapper: AsyncProcess[None] = AsyncProcess.__new__(AsyncProcess)
+        wrapper._set_up(handle)
+        if inner._popen is not None:
+            handle.adopt(runtime())
+        return wrapper
+
+    def _set_up(self, handle: ProcessHandle) -> None:
+        self._handle = handle
+        self._owner_pid = os.getpid()
+        self._loop: EventLoop | None = None
+        self._closed = False
+        self._started_by_nursery = False
+
+    # --- life -----------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Start the process; return when the child exists.
+
+        The work is done in a thread: other tasks go on.
+
+        Cancellation stops the process as soon as it exists, and waits for that.
+
+        :raises ProcessStateError: if it was started before
+        :raises SerializationError: if the function or an argument cannot be pickled
+        :raises ProcessStartError: if the system cannot start it, or the main module lacks its
+            ``if __name__ == "__main__":`` guard
+        """
+        self._check_usable()
+        if self._started_by_nursery:
+            raise ProcessStateError(f"{self._who()} is started by its nursery")
+        self._begin()
+        await self._launched()
+
+    async def join(self, timeout: float | None = None) -> int | None:
+        """Wait until the process has ended; return its exit code.
+
+        Does not raise what the function raised: see :meth:`result`. May be called any number of
+        times, and from any event loop.
+
+        Cancellation leaves the process running.
+
+        :param timeout: seconds to wait at most, without stopping anything
+        :return: the exit code: 0, what was given to ``sys.exit``, 1 after an exception, or ``-N``
+            where signal *N* ended it; ``None`` if the process still runs
+        :raises ProcessStateError: if it was not started
+        """
+        seconds = check_timeout(timeout)
+        self._check_usable()
+        if self._handle.state is ProcessState.CREATED:
+            raise ProcessStateError(
+                f"cannot join {self._who()}: it was not started; call start() first"
+            )
+        with anyio.move_on_after(seconds):
+            await self._handle.finished.wait()
+        return self._handle.exitcode
+
+    async def result(self) -> T_co:
+        """Wait for the end of the process; return what its function returned, or raise what it
+        raised. Starts the process if need be. ``await process`` is the same.
+
+        When this returns or raises, the process is gone: one that has given its outcome and does not
+        exit within ``StopPolicy.exit_timeout`` seconds is killed.
+
+        Cancellation stops the process, and waits until it is gone.
+
+        :raises Exception: whatever the function raised, with the child's traceback as its
+            ``__cause__``
+        :raises RemoteError: in place of an exception that cannot be raised here
+        :raises ProcessDied: if the process ended without an outcome
+        :raises ProcessTimeout: if its ``timeout`` ran out
+        :raises SerializationError: if something could not be pickled or unpickled
+        :raises ProcessStartError: if it could not be started
+        :raises ProcessStuckError: if it was to be stopped and even SIGKILL did not end it
+        """
+        self._check_usable()
+        if self._handle.state is ProcessState.CREATED and not self._started_by_nursery:
+            await self.start()
+        if not self._handle.finished.is_set():
+            self._check_loop()
+            self._handle.own()
+            async with _StopUnlessDone(self):
+                # Gone before it is finished: it was killed in vain.
+                await self._handle.gone.wait()
+            self._handle.check_gone()
+        else:
+            await anyio.lowlevel.checkpoint()
+        return self._outcome()
+
+    def __await__(self) -> Generator[Any, Any, T_co]:
+        return self.result().__await__()
+
+    async def terminate(self, stop: StopPolicy | None = None) -> int | None:
+        """Stop the process politely, by force after the grace period; return when it is reaped.
+
+        A process that was unwound ends with exit code -15, as a terminated one does. It is no error
+        if the process has ended already.
+
+        Cancellation does not call the stop off. It is waited for nevertheless, within the time that
+        the policy allows.
+
+        :param stop: how to stop it this time, instead of the process's own policy
+        :return: the exit code
+        :raises ProcessStateError: if it was not started
+        :raises ProcessStuckError: if even SIGKILL did not end it
+        """
+        return await self._stop(self._handle.policy if stop is None else check_stop_policy(stop))
+
+    async def kill(self) -> int | None:
+        """Kill the process at once (SIGKILL); return when it is reaped.
+
+        Cancellation, return value and errors as for :meth:`terminate`.
+        """
+        policy = self._handle.policy
+        return await self._stop(
+            StopPolicy(grace=0, group=policy.group, kill_timeout=policy.kill_timeout)
+        )
+
+    async def __aenter__(self: SelfT) -> SelfT:
+        """Start the process, unless it was started before."""
+        if self._handle.state is ProcessState.CREATED:
+            await self.start()
+        else:
+            self._check_usable()
+            self._check_loop()
+            await anyio.lowlevel.checkpoint()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        """Join the process; stop it if the block was left by an exception or a cancellation.
+
+        An exception of the function is not raised here: see :meth:`result` and :attr:`exception`.
+        """
+        if exc_type is not None:
+            await self._stop_shielded(self._handle.policy)
+            return
+        self._handle.own()
+        async with _StopUnlessDone(self):
+            await self._handle.gone.wait()
+        self._handle.check_gone()
+
+    def close(self) -> None:
+        """Release what the object holds. It cannot be used any more then.
+
+        Descriptors are released as soon as the process ends, so there is seldom a need for this.
+
+        :raises ProcessStateError: if the process still runs
+        """
+        if self._closed:
+            return
+        if self.is_alive():
+            raise ProcessStateError(
+                f"cannot close {self._who()} while it runs: join() or terminate() it first"
+            )
+        self._closed = True
+        self._handle.process.close()
+
+    # --- what is known --------------------------------------------------------------------------
+
+    def is_alive(self) -> bool:
+        """Whether the process was started and has not ended yet."""
+        self._check_usable()
+        return self._handle.state in (ProcessState.STARTED, ProcessState.RUNNING)
+
+    @property
+    def state(self) -> ProcessState:
+        """Where the process is in its life."""
+        self._check_usable()
+        return self._handle.state
+
+    @property
+    def pid(self) -> int | None:
+        """The process id, or ``None`` before the process exists."""
+        self._check_usable()
+        return self._handle.pid
+
+    ident = pid
+
+    @property
+    def exitcode(self) -> int | None:
+        """The exit code (see :meth:`join`), or ``None`` while the process has not ended."""
+        self._check_usable()
+        return self._handle.exitcode if self._handle.finished.is_set() else None
+
+    @property
+    def name(self) -> str:
+        """The name of the process. Can be set before it is started."""
+        return self._handle.process.name  # type: ignore[no-any-return]
+
+    @name.setter
+    def name(self, name: str) -> None:
+        if not isinstance(name, str):
+            raise TypeError(f"name must be a string, not {type(name).__name__}")
+        self._check_not_started("name")
+        self._handle.process.name = name
+
+    @property
+    def daemon(self) -> bool:
+        """Whether the process may have no ``multiprocessing`` children. Can be set before it is
+        started."""
+        return self._handle.process.daemon  # type: ignore[no-any-return]
+
+    @daemon.setter
+    def daemon(self, daemon: bool) -> None:
+        self._check_not_started("daemon")
+        self._handle.process.daemon = daemon
+
+    @property
+    def authkey(self) -> bytes:
+        """The key with which ``multiprocessing`` connections authenticate. Can be set before the
+        process is started."""
+        return self._handle.process.authkey  # type: ignore[no-any-return]
+
+    @authkey.setter
+    def authkey(self, authkey: bytes) -> None:
+        self._check_not_started("authkey")
+        self._handle.process.authkey = authkey
+
+    @property
+    def sentinel(self) -> int:
+        """A descriptor (a handle on Windows) that becomes readable when the process ends.
+
+        It stays open until :meth:`close`.
+
+        :raises ProcessStateError: if the process does not exist yet, or has ended before anybody
+            asked for this
+        """
+        self._check_usable()
+        handle = self._handle
+        handle.keeps_descriptors = handle.keeps_descriptors or not handle.finished.is_set()
+        if handle.pid is None or not handle.keeps_descriptors:
+            raise ProcessStateError(f"{self._who()} has no sentinel: it is {handle.state.value}")
+        return handle.process.sentinel  # type: ignore[no-any-return]
+
+    @property
+    def return_value(self) -> T_co:
+        """What the function returned.
+
+        :raises ProcessStateError: if the process has not ended yet, or failed
+        """
+        outcome = self._known_outcome()
+        if isinstance(outcome, Failure):
+            raise ProcessStateError(
+                f"{self._who()} has no return value: it failed with {outcome.exception!r}"
+            ) from outcome.exception
+        return outcome.value  # type: ignore[no-any-return]
+
+    @property
+    def exception(self) -> BaseException | None:
+        """The exception that :meth:`result` raises, or ``None`` if the process ended well.
+
+        :raises ProcessStateError: if the process has not ended yet
+        """
+        outcome = self._known_outcome()
+        return outcome.exception if isinstance(outcome, Failure) else None
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else self._handle.state.value
+        parts = [f"name={self.name!r}", f"pid={self._handle.pid}", state]
+        if self._handle.exitcode is not None:
+            parts.append(f"exitcode={self._handle.exitcode}")
+        return f"<{type(self).__name__} {' '.join(parts)}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"cannot pickle {self._who()}: an AsyncProcess belongs to the process and the event"
+            " loop that started it. Send its name or pid instead"
+        )
+
+    # --- inner workings -------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        """Begin to start the process."""
+        self._check_usable()
+        current: Any = _multiprocessing_process.current_process()
+        if getattr(current, "_inheriting", False):
+            raise ProcessStartError(
+                f"{self._who()} was started in a child process while its main module is being"
+                ' imported: put the code that starts processes under `if __name__ == "__main__":`'
+            )
+        if current.daemon:
+            raise ProcessStartError(
+                f"cannot start {self._who()}: {current.name!r} is a daemonic process, and"
+                " multiprocessing does not allow these to have children. Use daemon=False there"
+            )
+        loop = current_loop()
+        self._handle.start(runtime(), backend_of(loop))
+        self._loop = loop
+
+    async def _launched(self) -> None:
+        """Wait until the child exists."""
+        async with _StopUnlessDone(self):
+            await self._handle.launched.wait()
+        if self._handle.finished.is_set() and self._handle.pid is None:
+            self._outcome()
+
+    async def _start_unless_started(self) -> None:
+        """Start the process on behalf of its nursery, unless somebody has called it off."""
+        if self._handle.state is ProcessState.CREATED:
+            self._begin()
+            await self._launched()
+
+    async def _start_until_ready(self) -> Value | None:
+        """Wait for the child's ``started()``; return what it said, or ``None`` if it has ended."""
+        async with _StopUnlessDone(self):
+            await self._handle.ready.wait()
+            if isinstance(self._handle.started_outcome, Failure):
+                raise self._handle.started_outcome.exception
+        return self._handle.started_outcome
+
+    def _give_up_unless_started(self) -> None:
+        """The nursery ends before it has started the process: wake those who wait for it."""
+        self._handle.give_up_unless_started()
+
+    def _was_stopped_on_request(self) -> bool:
+        return self._handle.stop_requested
+
+    def _outcome(self) -> T_co:
+        outcome = self._handle.outcome
+        if isinstance(outcome, Failure):
+            raise outcome.exception
+        assert isinstance(outcome, Value)
+        return outcome.value  # type: ignore[no-any-return]
+
+    def _known_outcome(self) -> Value | Failure:
+        self._check_usable()
+        if self._handle.outcome is None:
+            raise ProcessStateError(
+                f"{self._who()} has no outcome yet: it is {self._handle.state.value}"
+            )
+        return self._handle.outcome
+
+    async def _stop(self, policy: StopPolicy) -> int | None:
+        self._check_usable()
+        if self._handle.state is ProcessState.CREATED:
+            raise ProcessStateError(f"cannot stop {self._who()}: it was not started")
+        if self._handle.finished.is_set():
+            await anyio.lowlevel.checkpoint()
+        else:
+            self._check_loop()
+            await self._stop_shielded(policy)
+            await anyio.lowlevel.checkpoint_if_cancelled()
+        return self._handle.exitcode
+
+    async def _stop_shielded(self, policy: StopPolicy) -> None:
+        """Stop the process. Whatever happens, this ends within the time that the policy allows."""
+        if not self._handle.finished.is_set():
+            self._handle.stop(policy)
+            with anyio.CancelScope(shield=True):
+                await self._handle.gone.wait()
+            self._handle.check_gone()
+
+    def _check_usable(self) -> None:
+        if self._closed:
+            raise ProcessClosedError(f"process {self.name!r} is closed")
+        if self._owner_pid != os.getpid():
+            raise ProcessStateError(
+                f"{self._who()} belongs to the process with pid {self._owner_pid}, not to this one"
+            )
+
+    def _check_loop(self) -> None:
+        if self._loop is None:
+            self._loop = current_loop()  # adopted when it was running already
+        elif self._loop is not current_loop():
+            raise ProcessStateError(
+                f"{self._who()} belongs to another event loop: the one that started it. From here"
+                " it can only be joined"
+            )
+
+    def _check_not_started(self, attribute: str) -> None:
+        self._check_usable()
+        if self._handle.state is not ProcessState.CREATED:
+            raise ProcessStateError(f"cannot set the {attribute} of {self._who()}: it was started")
+
+    def _who(self) -> str:
+        return describe(self.name, self._handle.pid)
+
+
+class _StopUnlessDone:
+    """Stops a process if its block is left by a cancellation, or any other exception."""
+
+    def __init__(self, process: AsyncProcess[Any]) -> None:
+        self._process = process
+
+    async def __aenter__(self) -> None:
+        pass
+
+    async def __aexit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
+        if exc_type is not None:
+            await self._process._stop_shielded(self._process._handle.policy)
+
+
+def _do_nothing() -> None:
+    """What a process without a target runs."""

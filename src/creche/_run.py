@@ -1,0 +1,176 @@
+"""One call in a process of its own."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, ParamSpec, TypeVar, TypeVarTuple, Unpack, overload
+
+import anyio
+import anyio.lowlevel
+
+from ._durations import check_timeout
+from ._errors import ProcessTimeout
+from ._process import AsyncProcess
+from ._stop_policy import StopPolicy
+
+__all__ = ["current_default_run_limiter", "in_process", "run_in_process"]
+
+T = TypeVar("T")
+P = ParamSpec("P")
+PosArgsT = TypeVarTuple("PosArgsT")
+
+_default_limiter: anyio.lowlevel.RunVar[anyio.CapacityLimiter] = anyio.lowlevel.RunVar(
+    "_creche_default_run_limiter"
+)
+
+
+def current_default_run_limiter() -> anyio.CapacityLimiter:
+    """Return the limiter that :func:`run_in_process` uses in this event loop by default.
+
+    It has as many tokens as there are CPUs that this process may use. Set its ``total_tokens`` to
+    change that for the event loop.
+    """
+    try:
+        return _default_limiter.get()
+    except LookupError:
+        limiter = anyio.CapacityLimiter(usable_cpus())
+        _default_limiter.set(limiter)
+        return limiter
+
+
+def usable_cpus() -> int:
+    """The number of CPUs that this process may run on."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS, Windows
+        return os.cpu_count() or 1
+
+
+@overload
+async def run_in_process(
+    func: Callable[[Unpack[PosArgsT]], Coroutine[Any, Any, T]],
+    *args: Unpack[PosArgsT],
+    timeout: float | None = None,
+    name: str | None = None,
+    stop: StopPolicy | None = None,
+    start_method: str | None = None,
+    limiter: anyio.CapacityLimiter | None = None,
+) -> T: ...
+
+
+@overload
+async def run_in_process(
+    func: Callable[[Unpack[PosArgsT]], T],
+    *args: Unpack[PosArgsT],
+    timeout: float | None = None,
+    name: str | None = None,
+    stop: StopPolicy | None = None,
+    start_method: str | None = None,
+    limiter: anyio.CapacityLimiter | None = None,
+) -> T: ...
+
+
+async def run_in_process(
+    func: Callable[..., Any],
+    *args: Any,
+    timeout: float | None = None,
+    name: str | None = None,
+    stop: StopPolicy | None = None,
+    start_method: str | None = None,
+    limiter: anyio.CapacityLimiter | None = None,
+) -> Any:
+    """Call ``func(*args)`` in a fresh process of its own; return its value or raise its error.
+
+    Whichever way this is left, the process is gone.
+
+    Cancellation stops the process, and waits until it is gone. A call that still waits for the
+    limiter just leaves.
+
+    :param func: anything that can be called and pickled. An ``async`` function runs in an event
+        loop of the backend that this is called from
+    :param args: its positional arguments (for keyword arguments use :func:`functools.partial`)
+    :param timeout: seconds that the process may run, counted from its start. 0 times out at once
+    :param name: the name of the process; by default ``func``'s name and a number
+    :param stop: how the process is stopped
+    :param start_method: as for :class:`AsyncProcess`
+    :param limiter: bounds how many processes run at once. By default, all calls in an event loop
+        share :func:`current_default_run_limiter`
+    :raises Exception: whatever ``func`` raises, and everything that :meth:`AsyncProcess.result` does
+    """
+    process: AsyncProcess[Any] = AsyncProcess(
+        target=func,
+        name=name,
+        args=args,
+        timeout=timeout,
+        stop=stop,
+        start_method=start_method,
+    )
+    if name is None:
+        name_after(process, func)
+    async with current_default_run_limiter() if limiter is None else limiter:
+        if check_timeout(timeout) == 0:
+            raise ProcessTimeout(f"process {process.name!r} was given a timeout of 0 seconds")
+        return await process.result()
+
+
+def in_process(
+    *,
+    timeout: float | None = None,
+    name: str | None = None,
+    stop: StopPolicy | None = None,
+    start_method: str | None = None,
+    limiter: anyio.CapacityLimiter | None = None,
+) -> _InProcess:
+    """Decorate a module-level function so that every call of it runs in a process of its own::
+
+        @in_process(timeout=30)
+        def thumbnail(path: str, *, size: int = 128) -> bytes: ...
+
+        data = await thumbnail("a.png", size=64)
+
+    The function itself stays available as ``thumbnail.__wrapped__``. Parameters, errors and
+    cancellation are those of :func:`run_in_process`.
+    """
+    check_timeout(timeout)
+    return _InProcess(
+        timeout=timeout, name=name, stop=stop, start_method=start_method, limiter=limiter
+    )
+
+
+class _InProcess:
+    def __init__(self, **options: Any) -> None:
+        self._options = options
+
+    @overload
+    def __call__(self, func: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Awaitable[T]]: ...
+
+    @overload
+    def __call__(self, func: Callable[P, T]) -> Callable[P, Awaitable[T]]: ...
+
+    def __call__(self, func: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
+        options = dict(self._options)
+        if options["name"] is None:
+            options["name"] = None
+
+        @functools.wraps(func)
+        async def wrapper(*args: Any, **kwargs: Any) -> Any:
+            # The decorated name means the wrapper, here as in the child, so it is the wrapper that
+            # can be pickled; the child then looks behind it.
+            call = functools.partial(_call_wrapped, wrapper, *args, **kwargs)
+            return await run_in_process(call, **options)
+
+        return wrapper
+
+
+def _call_wrapped(wrapper: Any, /, *args: Any, **kwargs: Any) -> Any:
+    return wrapper.__wrapped__(*args, **kwargs)
+
+
+def name_after(process: AsyncProcess[Any], func: Callable[..., Any]) -> None:
+    """Give a process without a name of its own that of its function: ``parse-3``."""
+    while isinstance(func, functools.partial):
+        func = func.args[0] if func.func is _call_wrapped else func.func
+    number = process.name.partition("-")[2]
+    process.name = f"{getattr(func, '__name__', type(func).__name__)}-{number}"

@@ -1,0 +1,77 @@
+"""What creche keeps in a process for all of its children: threads, the lifeline, who is alive.
+
+There is one :class:`Runtime` a process. A fork of the process has none of the threads and must not
+touch what belongs to its parent, so it forgets all of it and makes its own on demand.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from multiprocessing import util
+from typing import TYPE_CHECKING
+
+from ._platform import Lifeline
+from ._watcher import Watcher
+from ._worker_threads import WorkerThreads
+
+if TYPE_CHECKING:
+    from ._handle import ProcessHandle
+
+
+class Runtime:
+    """The machinery that the children of one process share."""
+
+    def __init__(self) -> None:
+        self.lifeline = Lifeline()
+        self.watcher = Watcher()
+        # Starting is serial anyway: multiprocessing's bookkeeping is not made for more threads.
+        self.starter = WorkerThreads("creche-starter", limit=1)
+        self.unpicklers = WorkerThreads("creche-unpickler", limit=2)
+        self.live: set[ProcessHandle] = set()
+
+    def stop_all(self) -> None:
+        """At the end of the interpreter: leave no child behind. Blocks.
+
+        ``multiprocessing`` would join them, and wait for ever for one that never ends.
+        """
+        handles = list(self.live)
+        for handle in handles:
+            handle.stop(handle.policy)
+        for handle in handles:
+            handle.gone.wait_in_thread(handle.policy.grace + 2 * handle.policy.kill_timeout)
+
+    def forget(self) -> None:
+        """In a fork of this process: close our copies of what the parent uses."""
+        self.lifeline.close()
+        self.watcher.forget()
+        for handle in list(self.live):
+            handle.forget()
+
+
+_runtime: Runtime | None = None
+_lock = threading.Lock()
+
+
+def runtime() -> Runtime:
+    """Return this process's runtime, made on first use."""
+    global _runtime
+    with _lock:
+        if _runtime is None:
+            _runtime = Runtime()
+            # multiprocessing runs finalizers at the end of the main process and of its children
+            # alike, the highest priority first, and joins what is left of its processes after that.
+            util.Finalize(None, _runtime.stop_all, exitpriority=1000)
+        return _runtime
+
+
+def _forget_runtime() -> None:
+    global _runtime, _lock
+    _lock = threading.Lock()  # a thread of the parent may have held it
+    if _runtime is not None:
+        forgotten, _runtime = _runtime, None
+        forgotten.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_runtime)

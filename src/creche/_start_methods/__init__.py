@@ -1,0 +1,69 @@
+"""How processes come into being.
+
+Everything above this package sees a :class:`multiprocessing.process.BaseProcess` and the ``Popen``
+that starting it gave; which start method made it is decided here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from .._platform import DEFAULT_START_METHOD
+
+if sys.platform == "win32":
+    from ._windows_popen import (
+        PROCESS_TYPES,
+        forget_fork_server,
+        main_module_settings,
+        own_started,
+        start,
+    )
+else:
+    from ._posix_start import (
+        PROCESS_TYPES,
+        forget_fork_server,
+        main_module_settings,
+        own_started,
+        start,
+    )
+
+__all__ = [
+    "check_start_method",
+    "forget_fork_server",
+    "main_module_settings",
+    "make_process",
+    "own_started",
+    "start",
+    "start_method_of",
+]
+
+
+def check_start_method(method: str | None) -> str:
+    """Return the name of a start method that this platform has; the default one for ``None``.
+
+    :raises ValueError: if there is no such start method here
+    """
+    if method is None:
+        return DEFAULT_START_METHOD
+    if method not in PROCESS_TYPES:
+        known = ", ".join(sorted(PROCESS_TYPES))
+        raise ValueError(f"no start method {method!r} on this platform, which has: {known}")
+    return method
+
+
+def make_process(
+    method: str, name: str | None, default_name: str, daemon: bool | None
+) -> BaseProcess:
+    """Make a process object that has not been started."""
+    process = PROCESS_TYPES[method](name=name, daemon=daemon)
+    if name is None:
+        process.name = f"{default_name}-{':'.join(map(str, process._identity))}"
+    return process
+
+
+def start_method_of(process: Any) -> str:
+    """The start method of somebody's own process object."""
+    return process._start_method or multiprocessing.get_start_method()

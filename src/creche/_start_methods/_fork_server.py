@@ -1,0 +1,90 @@
+"""The fork server that creche starts children from: the standard library's, with main preloaded.
+
+Under ``multiprocessing``'s ``forkserver`` every child imports the main module again, because the
+preloading of ``__main__`` does not take there (python/cpython#126631). Our server imports
+:mod:`._fork_server_preload`, which imports the main module once, for all children. It is a server
+of our own, so that ``multiprocessing.set_forkserver_preload`` stays the application's to use.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from multiprocessing import forkserver, spawn
+from typing import Any
+
+from .._platform import Lifeline
+
+ENVIRONMENT_KEY = "_CRECHE_FORK_SERVER"
+
+# A child that runs an async function needs its backend: 100 ms if each child imports Trio itself.
+_BACKEND_MODULES = ("anyio._backends._asyncio", "anyio._backends._trio")
+
+
+class PreloadingForkServer(forkserver.ForkServer):  # type: ignore[misc]
+    """Passes what the preload module has to know through the environment of the server."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lifeline = Lifeline()
+        self.set_forkserver_preload(["creche._start_methods._fork_server_preload"])
+
+    def ensure_running(self) -> None:
+        if self._is_running():
+            return
+        # The server's command line is the standard library's, and a fork server can be told
+        # nothing later, so the environment is the only way. The starter thread alone comes here.
+        os.environ[ENVIRONMENT_KEY] = json.dumps(self._settings())
+        try:
+            super().ensure_running()
+        finally:
+            del os.environ[ENVIRONMENT_KEY]
+
+    def forget(self) -> None:
+        """In a fork of the application: let go of the server, which is not ours."""
+        if self._forkserver_alive_fd is not None:
+            os.close(self._forkserver_alive_fd)
+            self._forkserver_alive_fd = None
+        self._lifeline.close()
+
+    def _is_running(self) -> bool:
+        if self._forkserver_pid is None:
+            return False
+        flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        try:
+            return os.waitid(os.P_PID, self._forkserver_pid, flags) is None
+        except ChildProcessError:
+            # Reaped by somebody's waitpid(-1). What is left of it must not be asked for its status.
+            os.close(self._forkserver_alive_fd)
+            self._forkserver_alive_fd = self._forkserver_address = self._forkserver_pid = None
+            return False
+
+    def _settings(self) -> dict[str, Any]:
+        settings = spawn.get_preparation_data("")
+        main_keys = ("sys_argv", "orig_dir", "dir", "init_main_from_name", "init_main_from_path")
+        return {
+            "application": os.getpid(),
+            "lifeline": self._lifeline.path,
+            "main": {key: settings[key] for key in main_keys if key in settings},
+            "modules": [module for module in _BACKEND_MODULES if module in sys.modules],
+        }
+
+
+_server: PreloadingForkServer | None = None
+
+
+def fork_server() -> PreloadingForkServer:
+    """Return this process's fork server, which is started when the first child is asked for."""
+    global _server
+    if _server is None:
+        _server = PreloadingForkServer()
+    return _server
+
+
+def forget_fork_server() -> None:
+    """In a fork of the application: start over with a server of its own."""
+    global _server
+    if _server is not None:
+        _server.forget()
+        _server = None

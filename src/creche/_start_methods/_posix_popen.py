@@ -1,0 +1,404 @@
+"""The parent's end of a child process on POSIX: starting, signalling and reaping it.
+
+Three ``Popen`` classes take the place of ``multiprocessing``'s own under ``fork``, ``spawn`` and
+``forkserver``. They differ from those in what the laws of creche need:
+
+* One owner reaps. ``multiprocessing`` polls *all* children whenever one is started or asked whether
+  it is alive; two threads that poll a forkserver child at once give one of them a false 255. Here
+  :meth:`OwnedPopen.reap` is called by the watcher alone, and ``poll()`` reports what it found.
+* The sentinel is a pidfd where there is one. ``multiprocessing``'s is a pipe whose other end the
+  child's own children inherit, so that it stays silent for as long as one of them lives.
+* The main module is not imported by the preparation code, whose failure would be a traceback on the
+  child's stderr, but later by :mod:`creche._child`, which reports it.
+* What was opened before something failed is closed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import select
+import signal
+from collections.abc import Iterator
+from multiprocessing import (
+    context,
+    forkserver,
+    popen_fork,
+    popen_forkserver,
+    popen_spawn_posix,
+    reduction,
+    resource_tracker,
+    spawn,
+    util,
+)
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from .._loops import Latch
+from ._fork_server import fork_server
+
+LOST_EXIT_CODE = 255
+"""What ``multiprocessing`` reports for a child that somebody else has reaped."""
+
+
+class OwnedPopen(popen_fork.Popen):
+    """Reaped by one owner, and safe to signal and to wait for from any thread."""
+
+    _reaped: Latch
+    parent_descriptors: tuple[int, ...] = ()
+    server_lost = False
+    _exit_descriptor: int | None = None
+
+    def __init__(self, process_obj: BaseProcess) -> None:
+        self._reaped = Latch()
+        super().__init__(process_obj)  # type: ignore[no-untyped-call]
+
+    def poll(self, flag: int = os.WNOHANG) -> int | None:
+        if not flag & os.WNOHANG:
+            self.wait()
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        self._reaped.wait_in_thread(timeout)
+        return self.returncode
+
+    def watchable(self) -> int:
+        """Return a descriptor that becomes readable when the child ends.
+
+        :raises ProcessLookupError: if it has ended, and nobody is left who knows how
+        """
+        return self.sentinel
+
+    def reap(self, *, kill_group: bool) -> int | None:
+        """Collect the exit code of a child that seems to have ended; ``None`` if it has not.
+
+        To be called by the watcher only.
+
+        :param kill_group: whether to kill what the child leaves behind in its process group
+        """
+        if self.returncode is None:
+            try:
+                if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+                    return None
+                if kill_group:  # while the zombie keeps the number of the group
+                    self.kill_group()
+                _, status = os.waitpid(self.pid, 0)
+            except ChildProcessError:  # reaped by somebody's waitpid(-1), or by SIGCHLD ignored
+                self._set_returncode(LOST_EXIT_CODE)
+            else:
+                self._set_returncode(os.waitstatus_to_exitcode(status))
+        return self.returncode
+
+    def give_up_exit_code(self) -> int:
+        """The child has ended, and so has whoever knew its exit code."""
+        self._set_returncode(LOST_EXIT_CODE)
+        return LOST_EXIT_CODE
+
+    def ask_to_stop(self) -> None:
+        self.send_signal(signal.SIGTERM)
+        self.send_signal(signal.SIGCONT)  # a stopped process takes no other signal but SIGKILL
+
+    def kill(self, *, group: bool = False) -> None:
+        if group and self.returncode is None:
+            self.kill_group()
+        self.send_signal(signal.SIGKILL)
+
+    def send_signal(self, number: int) -> None:
+        """Signal the child, unless it has been reaped.
+
+        A zombie keeps its process id, so as long as only :meth:`reap` frees it, and not while this
+        runs, the signal cannot reach a stranger. (Both run in the watcher.)
+        """
+        if self.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def kill_group(self) -> None:
+        """SIGKILL whatever is left of the child's process group.
+
+        The kernel does not give a process id to anybody else for as long as a group has that number.
+        """
+        # EPERM: macOS says so of a group of zombies.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    def _send_signal(self, sig: int) -> None:  # multiprocessing's terminate() and kill()
+        self.send_signal(sig)
+
+    def close(self) -> None:
+        """Close the descriptors; what is known stays."""
+        super().close()  # type: ignore[no-untyped-call]
+        self.parent_descriptors = ()
+        if self._exit_descriptor is not None:
+            os.close(self._exit_descriptor)
+            self._exit_descriptor = None
+
+    def forget(self) -> None:
+        """In a fork of this process: close our copies of the descriptors."""
+        for descriptor in self.parent_descriptors:
+            os.close(descriptor)
+
+    def _set_returncode(self, returncode: int) -> None:
+        self.returncode = returncode
+        self._reaped.set()
+
+    def _keep(self, sentinel: int, *others: int) -> None:
+        """Own these descriptors until the process object is closed or collected."""
+        self.sentinel = sentinel
+        self.parent_descriptors = (sentinel, *others)
+        self.finalizer = util.Finalize(self, util.close_fds, self.parent_descriptors)
+
+
+class ForkPopen(OwnedPopen):
+    """Forks this very process."""
+
+    def _launch(self, process_obj: BaseProcess) -> None:
+        with _Descriptors() as opened:
+            child_r, parent_w = opened.pipe()
+            # Only for platforms without a descriptor for a process: ends when the child does.
+            parent_r, child_w = opened.pipe()
+            self.pid = os.fork()
+            if self.pid == 0:
+                _run_forked_child(process_obj, child_r, to_close=(parent_w, parent_r))
+            sentinel = open_exit_descriptor(self.pid)
+            self._keep(opened.keep(parent_r if sentinel is None else sentinel), opened.keep(parent_w))
+
+
+class SpawnPopen(OwnedPopen):
+    """Starts a fresh interpreter."""
+
+    method = "spawn"
+    DupFd = popen_spawn_posix._DupFd  # type: ignore[attr-defined]
+
+    def __init__(self, process_obj: BaseProcess) -> None:
+        self._fds: list[int] = []
+        super().__init__(process_obj)
+
+    def duplicate_for_child(self, fd: int) -> int:
+        self._fds.append(fd)
+        return fd
+
+    def _launch(self, process_obj: BaseProcess) -> None:
+        tracker_fd = resource_tracker.getfd()
+        self._fds.append(tracker_fd)
+        preparation = _pickle_preparation(self, process_obj)
+        with _Descriptors() as opened:
+            child_r, parent_w = opened.pipe()
+            parent_r, child_w = opened.pipe()
+            command = spawn.get_command_line(tracker_fd=tracker_fd, pipe_handle=child_r)
+            self._fds += [child_r, child_w]
+            self.pid = util.spawnv_passfds(spawn.get_executable(), command, self._fds)  # type: ignore[attr-defined]
+            sentinel = open_exit_descriptor(self.pid)
+            self._keep(opened.keep(parent_r if sentinel is None else sentinel), opened.keep(parent_w))
+        with open(parent_w, "wb", closefd=False) as pipe, contextlib.suppress(BrokenPipeError):
+            pipe.write(preparation)
+
+
+class ForkServerPopen(OwnedPopen):
+    """Asks creche's fork server for a child."""
+
+    method = "forkserver"
+    DupFd = popen_forkserver._DupFd  # type: ignore[attr-defined]
+
+    def __init__(self, process_obj: BaseProcess) -> None:
+        self._fds: list[int] = []
+        super().__init__(process_obj)
+
+    def duplicate_for_child(self, fd: int) -> int:
+        self._fds.append(fd)
+        return len(self._fds) - 1
+
+    def _launch(self, process_obj: BaseProcess) -> None:
+        preparation = _pickle_preparation(self, process_obj)
+        sentinel, parent_w = fork_server().connect_to_new_process(self._fds)
+        self._keep(sentinel, parent_w)
+        with open(parent_w, "wb", closefd=False) as pipe:
+            pipe.write(preparation)
+        try:
+            self.pid = forkserver.read_signed(sentinel)  # type: ignore[attr-defined]
+        except EOFError:
+            self.close()
+            raise OSError(
+                "the fork server ended instead of starting a child; it writes the reason to stderr"
+            ) from None
+
+    def watchable(self) -> int:
+        return watchable_of_forkserver_child(self)
+
+    def reap(self, *, kill_group: bool) -> int | None:
+        return reap_forkserver_child(self, kill_group)
+
+    def send_signal(self, number: int) -> None:
+        signal_forkserver_child(self, number)
+
+
+class AdoptedPopen(OwnedPopen):
+    """A child that ``multiprocessing`` forked or spawned, given to us while it runs."""
+
+    def watchable(self) -> int:
+        if self._exit_descriptor is None:
+            self._exit_descriptor = open_exit_descriptor(self.pid)
+        return self.sentinel if self._exit_descriptor is None else self._exit_descriptor
+
+
+def watchable_of_forkserver_child(popen: OwnedPopen) -> int:
+    """The pipe to which the server writes the exit code; without the server, the child itself."""
+    if not popen.server_lost:
+        return popen.sentinel
+    if popen._exit_descriptor is None:
+        popen._exit_descriptor = open_exit_descriptor(popen.pid)
+    if popen._exit_descriptor is None:
+        raise ProcessLookupError
+    return popen._exit_descriptor
+
+
+def reap_forkserver_child(popen: OwnedPopen, kill_group: bool) -> int | None:
+    """Read the exit code that the fork server writes after it has reaped the child."""
+    if popen.returncode is None and not popen.server_lost and is_readable(popen.sentinel):
+        try:
+            code = forkserver.read_signed(popen.sentinel)  # type: ignore[attr-defined]
+        except (EOFError, OSError):
+            popen.server_lost = True  # the server died; the child lives on
+        else:
+            popen._set_returncode(code)
+    elif popen.server_lost and popen._exit_descriptor is not None:
+        if is_readable(popen._exit_descriptor):
+            popen.give_up_exit_code()
+    if kill_group and popen.returncode is not None:
+        popen.kill_group()
+    return popen.returncode
+
+
+def signal_forkserver_child(popen: OwnedPopen, number: int) -> None:
+    """Signal a child that the server may reap at any moment, which frees its process id.
+
+    The pidfd pins down whoever has the id now. That is the child, unless the server has reported
+    its death before the pidfd was there.
+    """
+    if popen.returncode is not None:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        if not hasattr(os, "pidfd_open"):
+            os.kill(popen.pid, number)
+            return
+        pidfd = os.pidfd_open(popen.pid)
+        try:
+            if popen.server_lost or not is_readable(popen.sentinel):
+                signal.pidfd_send_signal(pidfd, number)
+        finally:
+            os.close(pidfd)
+
+
+def open_exit_descriptor(pid: int) -> int | None:
+    """Return a descriptor that becomes readable when the process ends, whatever it left behind.
+
+    ``None`` where the platform has none.
+
+    :raises ProcessLookupError: if there is no such process
+    """
+    if hasattr(os, "pidfd_open"):  # Linux
+        return os.pidfd_open(pid)
+    if hasattr(select, "kqueue"):  # macOS, BSD: a queue can itself be waited for
+        queue = select.kqueue()
+        event = select.kevent(
+            pid, select.KQ_FILTER_PROC, select.KQ_EV_ADD | select.KQ_EV_ONESHOT, select.KQ_NOTE_EXIT
+        )
+        try:
+            queue.control([event], 0)
+            return os.dup(queue.fileno())
+        finally:
+            queue.close()
+    return None
+
+
+def is_readable(descriptor: int) -> bool:
+    poller = select.poll()
+    poller.register(descriptor, select.POLLIN)
+    return bool(poller.poll(0))
+
+
+class _Descriptors:
+    """Closes what was opened in a ``with`` block, but for what was kept."""
+
+    def __init__(self) -> None:
+        self._open: set[int] = set()
+        self._kept: set[int] = set()
+
+    def __enter__(self) -> _Descriptors:
+        return self
+
+    def pipe(self) -> tuple[int, int]:
+        pair = os.pipe()
+        self._open.update(pair)
+        return pair
+
+    def keep(self, descriptor: int) -> int:
+        self._kept.add(descriptor)
+        return descriptor
+
+    def __exit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
+        for descriptor in self._open - self._kept if exc_type is None else self._open:
+            os.close(descriptor)
+
+
+def _run_forked_child(process_obj: Any, parent_sentinel: int, to_close: tuple[int, ...]) -> None:
+    """Run the child's side of a fork. Does not return."""
+    code = 1
+    try:
+        for descriptor in to_close:
+            os.close(descriptor)
+        code = process_obj._bootstrap(parent_sentinel=parent_sentinel)
+    finally:
+        os._exit(code)
+
+
+def _pickle_preparation(popen: OwnedPopen, process_obj: BaseProcess) -> bytes:
+    """Pickle what ``multiprocessing.spawn`` reads first in the child: settings, then the process."""
+    settings = spawn.get_preparation_data(process_obj.name)
+    if getattr(process_obj, "imports_main_later", False):
+        for key in main_module_keys:
+            settings.pop(key, None)
+    buffer = io.BytesIO()
+    context.set_spawning_popen(popen)
+    try:
+        reduction.dump(settings, buffer)
+        reduction.dump(process_obj, buffer)
+    finally:
+        context.set_spawning_popen(None)
+    return buffer.getvalue()
+
+
+main_module_keys = ("init_main_from_name", "init_main_from_path")
+
+
+def main_module_settings() -> dict[str, str]:
+    """What ``multiprocessing.spawn.prepare`` needs in order to import the main module again."""
+    settings = spawn.get_preparation_data("")
+    return {key: settings[key] for key in main_module_keys if key in settings}
+
+
+def own_popen(process: Any) -> OwnedPopen:
+    """Make a process that ``multiprocessing`` has started one that only the watcher reaps."""
+    popen: Any = process._popen
+    popen.__class__ = ForkServerPopen if popen.method == "forkserver" else AdoptedPopen
+    popen._reaped = Latch()
+    if popen.returncode is not None:
+        popen._reaped.set()
+    return popen  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def interrupts_blocked() -> Iterator[None]:
+    """Let what is started here be born with SIGINT blocked.
+
+    A Ctrl-C goes to the whole foreground process group, which a child is in until it has made a
+    group of its own; it would die of it with a traceback. The child unblocks the signal then. Other
+    threads of this process get the signal as ever.
+    """
+    resource_tracker.ensure_running()  # starting it would unblock the signal
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)

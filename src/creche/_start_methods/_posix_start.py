@@ -1,0 +1,65 @@
+"""Process types and starting on POSIX."""
+
+from __future__ import annotations
+
+from multiprocessing import context
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from ._fork_server import forget_fork_server
+from ._posix_popen import (
+    ForkPopen,
+    ForkServerPopen,
+    OwnedPopen,
+    SpawnPopen,
+    interrupts_blocked,
+    main_module_settings,
+    own_popen,
+)
+
+__all__ = ["PROCESS_TYPES", "forget_fork_server", "main_module_settings", "own_started", "start"]
+
+
+class ForkProcess(context.ForkProcess):
+    imports_main_later = True
+
+
+class SpawnProcess(context.SpawnProcess):
+    imports_main_later = True
+
+
+class ForkServerProcess(context.ForkServerProcess):
+    imports_main_later = True
+
+
+PROCESS_TYPES: dict[str, Any] = {
+    "fork": ForkProcess,
+    "spawn": SpawnProcess,
+    "forkserver": ForkServerProcess,
+}
+
+_POPEN_TYPES: dict[str, type[OwnedPopen]] = {
+    "fork": ForkPopen,
+    "spawn": SpawnPopen,
+    "forkserver": ForkServerPopen,
+}
+
+
+def start(process: Any, method: str) -> OwnedPopen:
+    """Start a process of any ``multiprocessing`` type as one that the watcher reaps. Blocks.
+
+    :raises OSError: if the system has no process ids, descriptors or memory left
+    """
+    # On the instance: the process may be of the application's own subclass.
+    process._Popen = _POPEN_TYPES[method]
+    try:
+        with interrupts_blocked():
+            process.start()
+    finally:
+        del process._Popen
+    return process._popen  # type: ignore[no-any-return]
+
+
+def own_started(process: BaseProcess) -> OwnedPopen:
+    """Take over a process that ``multiprocessing`` started."""
+    return own_popen(process)

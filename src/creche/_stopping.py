@@ -1,0 +1,70 @@
+"""How a process is stopped: one routine for everybody.
+
+Cancellation, ``terminate()``, ``kill()``, timeouts, failed nurseries, a child that has given its
+outcome and hangs at exit, and the end of the interpreter all come here: ask, wait for the grace
+period, kill, wait for the kernel, give up. The timers run in the watcher, so a stop goes on while
+the event loop that wanted it is blocked, or closed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from ._stop_policy import StopPolicy
+from ._watcher import Timer, Watcher
+
+
+class Target(Protocol):
+    """What can be stopped. The calls come from the watcher alone."""
+
+    def ask_to_stop(self) -> None: ...
+
+    def kill(self, *, group: bool) -> None: ...
+
+
+class Stopper:
+    """Stops one process. Everything in here runs in the watcher.
+
+    :param on_stuck: called where the process is still there ``kill_timeout`` seconds after SIGKILL
+    """
+
+    def __init__(self, watcher: Watcher, target: Target, on_stuck: Callable[[], None]) -> None:
+        self._watcher = watcher
+        self._target = target
+        self._on_stuck = on_stuck
+        self._timer: Timer | None = None
+        self._kill_at: float | None = None
+        self._killed = False
+
+    def stop(self, policy: StopPolicy) -> None:
+        """Ask, and kill after the grace period; whoever asks again can only shorten it."""
+        if policy.grace == 0:
+            self.kill(policy)
+            return
+        kill_at = time.monotonic() + policy.grace
+        if self._killed or (self._kill_at is not None and self._kill_at <= kill_at):
+            return
+        if self._kill_at is None:
+            self._target.ask_to_stop()
+        self._kill_at = kill_at
+        self._set_timer(policy.grace, lambda: self.kill(policy))
+
+    def kill(self, policy: StopPolicy) -> None:
+        """Kill at once."""
+        if not self._killed:
+            self._killed = True
+            self._target.kill(group=policy.group)
+            self._set_timer(policy.kill_timeout, self._on_stuck)
+
+    def close(self) -> None:
+        """The process is gone."""
+        self._killed = True
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _set_timer(self, delay: float, callback: Callable[[], None]) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._watcher.call_later(delay, callback)

@@ -1,0 +1,269 @@
+"""How a process ended, as frames in the child and as a value or an error in the parent."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from .._errors import (
+    ProcessDied,
+    ProcessStartError,
+    RemoteError,
+    RemoteTraceback,
+    SerializationError,
+    describe,
+)
+from ._framing import Frame, FrameKind, Section
+from ._pickling import ArgumentHandles, dumps, loads
+
+Message = tuple[FrameKind, list[Section]]
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """The function returned."""
+
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """There is no value, and this is why."""
+
+    exception: BaseException
+
+
+Outcome = Value | Failure
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a child is to run."""
+
+    func: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+# --- in the child -----------------------------------------------------------------------------
+
+
+def value_message(value: object, kind: FrameKind = FrameKind.VALUE) -> Message:
+    """Say that the function returned, or told, ``value``."""
+    try:
+        return kind, dumps(value)
+    except BaseException as error:
+        return FrameKind.BAD_VALUE, dumps((_name_of(type(value)), _report(error)))
+
+
+def exception_message(exception: BaseException) -> Message:
+    """Say that the function raised ``exception``."""
+    sections = dumps(_report(exception))
+    if _steers_the_interpreter(exception):
+        return FrameKind.EXCEPTION, sections
+    try:
+        pickled = dumps(exception)
+    except BaseException:
+        return FrameKind.EXCEPTION, sections
+    return FrameKind.EXCEPTION, sections + pickled
+
+
+def failure_message(kind: FrameKind, error: BaseException) -> Message:
+    """Say that the child could not get as far as to run the function."""
+    return kind, dumps(_report(error))
+
+
+def exit_message(reason: object) -> Message:
+    """Say that the function left through ``sys.exit(reason)``."""
+    detail = "" if reason is None or isinstance(reason, int) else _text_of(reason)
+    return FrameKind.EXITED, dumps(detail)
+
+
+def _report(error: BaseException) -> tuple[str, str, str]:
+    """Describe an exception in strings, which always travel."""
+    try:
+        text = "".join(traceback.format_exception(error))
+    except BaseException as failed:  # an exception whose own methods raise, or no memory left
+        text = f"(the traceback could not be formatted: {type(failed).__name__})\n"
+    return _name_of(type(error)), _text_of(error), text
+
+
+def _steers_the_interpreter(exception: BaseException) -> bool:
+    """Whether an event loop in the parent would take it for an event of its own."""
+    trio = sys.modules.get("trio")
+    steering: Iterable[type[BaseException]] = (
+        KeyboardInterrupt,
+        GeneratorExit,
+        asyncio.CancelledError,
+        *((trio.Cancelled,) if trio is not None else ()),
+    )
+    return isinstance(exception, tuple(steering))
+
+
+def _text_of(obj: object) -> str:
+    try:
+        return str(obj)
+    except BaseException as failed:
+        return f"(str() of it raised {type(failed).__name__})"
+
+
+def _name_of(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+# --- in the parent ----------------------------------------------------------------------------
+
+
+def encode_call(call: Call, name: str, handles: ArgumentHandles) -> list[Section]:
+    """Pickle the function and its arguments.
+
+    :raises SerializationError: if one of them cannot be pickled; the message names it
+    """
+    try:
+        return dumps((call.func, call.args, call.kwargs), handles)
+    except Exception as error:
+        what = _find_unpicklable(call) or "the function and its arguments together"
+        raise SerializationError(
+            f"cannot start {describe(name, None)}: {what} cannot be pickled"
+            f" ({type(error).__name__}: {error}). {_advice(error)}"
+        ) from error
+
+
+def decode(frame: Frame, name: str, pid: int | None, exitcode: int | None) -> Outcome:
+    """Turn a child's last frame into the outcome of its process."""
+    try:
+        return _decode(frame, name, pid, exitcode)
+    except Exception as error:
+        return Failure(_cannot_unpickle("result", name, pid, error))
+
+
+def decode_started(frame: Frame, name: str, pid: int | None) -> Outcome:
+    """Turn a STARTED frame into what the child said."""
+    try:
+        return Value(loads(frame.sections))
+    except Exception as error:
+        return Failure(_cannot_unpickle("value given to started()", name, pid, error))
+
+
+def _decode(frame: Frame, name: str, pid: int | None, exitcode: int | None) -> Outcome:
+    process = describe(name, pid)
+    match frame.kind:
+        case FrameKind.VALUE:
+            return Value(loads(frame.sections))
+        case FrameKind.EXCEPTION:
+            return Failure(_rebuild_exception(frame.sections))
+        case FrameKind.EXITED:
+            detail = loads(frame.sections)
+            return Failure(ProcessDied(exitcode, name=name, pid=pid, detail=detail))
+        case FrameKind.BAD_VALUE:
+            value_type, (type_name, message, text) = loads(frame.sections)
+            error: Exception = SerializationError(
+                f"the result of {process}, of type {value_type}, cannot be pickled"
+                f" ({type_name}: {message}). Return plain data instead."
+            )
+        case FrameKind.BAD_CALL:
+            type_name, message, text = loads(frame.sections)
+            error = SerializationError(
+                f"{process} could not unpickle its function or arguments"
+                f" ({type_name}: {message}). {_import_advice(text)}"
+            )
+        case FrameKind.BAD_MAIN:
+            type_name, message, text = loads(frame.sections)
+            error = ProcessStartError(
+                f"{process} could not import the main module ({type_name}: {message})."
+                f" {_main_advice(text)}"
+            )
+        case _:
+            return Failure(ProcessDied(exitcode, name=name, pid=pid))
+    error.__cause__ = RemoteTraceback(text)
+    return Failure(error)
+
+
+def _rebuild_exception(sections: list[Section]) -> BaseException:
+    type_name, message, text = loads(sections[:1])
+    exception: object = None
+    if len(sections) > 1:
+        try:
+            exception = loads(sections[1:])
+        except Exception:  # an __init__ with two required arguments, a class we do not have ...
+            exception = None
+    if not isinstance(exception, BaseException):
+        exception = RemoteError(type_name, message, text)
+    exception.__cause__ = RemoteTraceback(text)
+    return exception
+
+
+def _cannot_unpickle(
+    what: str, name: str, pid: int | None, error: Exception
+) -> SerializationError:
+    failure = SerializationError(
+        f"the {what} of {describe(name, pid)} could not be unpickled"
+        f" ({type(error).__name__}: {error})"
+    )
+    failure.__cause__ = error
+    return failure
+
+
+def _find_unpicklable(call: Call) -> str | None:
+    """Name the part of a call that does not pickle by itself."""
+    parts: list[tuple[str, object]] = [("the function", call.func)]
+    parts += [(f"argument {i}", arg) for i, arg in enumerate(call.args, start=1)]
+    parts += [(f"keyword argument {key!r}", arg) for key, arg in call.kwargs.items()]
+    for what, part in parts:
+        try:
+            dumps(part, ArgumentHandles())
+        except Exception:
+            return f"{what}, {_short_repr(part)},"
+    return None
+
+
+def _short_repr(obj: object) -> str:
+    text = getattr(obj, "__qualname__", None) or _repr_of(obj)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _repr_of(obj: object) -> str:
+    try:
+        return repr(obj)
+    except Exception:
+        return f"an object of type {_name_of(type(obj))}"
+
+
+def _advice(error: Exception) -> str:
+    text = str(error)
+    if "local object" in text or "lambda" in text:
+        return (
+            "Lambdas and functions defined inside functions exist in this process alone:"
+            " define the function at the top level of a module and pass what it needs as arguments."
+        )
+    if "inheritance" in text or "SemLock" in text:
+        return (
+            "Make it with multiprocessing.get_context(...) of the start method that is used here."
+        )
+    return (
+        "Pass what the child needs to make its own: the path of a file, the address of a"
+        " connection; make locks inside the child."
+    )
+
+
+def _import_advice(text: str) -> str:
+    if "__main__" in text or "__mp_main__" in text:
+        return (
+            "What is defined in a REPL, a notebook or `python -c` exists in this process alone,"
+            " and so does what the main module defines under its"
+            ' `if __name__ == "__main__":` guard: move it to a module that the child can import.'
+        )
+    return "The child must be able to import the modules that define them."
+
+
+def _main_advice(text: str) -> str:
+    if "bootstrapping phase" in text or "while its main module is being imported" in text:
+        return (
+            "It starts a process while it is being imported: put the code that does under"
+            ' `if __name__ == "__main__":`, because every child imports the main module again.'
+        )
+    return "Every child imports the main module again, so that must work a second time."
