@@ -28,7 +28,10 @@ from ._stop_policy import StopPolicy as StopPolicy
 from ._stop_request import StopRequested as StopRequested
 
 # Tracebacks, pickles and the documentation show the public names.
-for _value in list(globals().values()):
-    if getattr(_value, "__module__", "").startswith("creche._"):
-        _value.__module__ = "creche"
-del _value
+def _show_as_public(names: dict[str, object]) -> None:
+    for value in names.values():
+        if getattr(value, "__module__", "").startswith("creche._"):
+            value.__module__ = __name__
+
+
+_show_as_public(dict(globals()))

@@ -9,7 +9,6 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing import process, reduction, spawn, util
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -18,6 +17,7 @@ import anyio
 from . import _platform
 from ._errors import ProcessStateError
 from ._loops import current_loop, post, run_to_end
+from ._multiprocessing import process, reduction, spawn, util
 from ._stop_request import StopListener, StopRequested, raise_stop_requested
 from ._wire._framing import FrameKind, FrameReader, Section, pack
 from ._wire._outcomes import (
@@ -44,6 +44,7 @@ class ChildMain:
     :param main: how to import the main module
     :param backend: anyio's name of the event loop that async functions run in
     :param own_run: the ``run`` of a process object that brings its own, to be called instead
+    :param forked: whether the child is a fork of a process with signal handlers of its own
     """
 
     wire: Connection
@@ -53,6 +54,7 @@ class ChildMain:
     main: dict[str, str]
     backend: str
     own_run: Callable[[], object] | None
+    forked: bool
 
     def __getstate__(self) -> dict[str, Any]:
         # While a process is being started, DupFd hands the descriptor over to it.
@@ -70,6 +72,8 @@ class ChildMain:
 
     def __call__(self) -> None:
         _platform.isolate_child()
+        if self.forked:
+            _platform.reset_signals()
         _platform.die_with_parent(self.lifeline)
         stop = StopListener()
         stop.listen()
@@ -120,7 +124,7 @@ class ChildMain:
         current: Any = process.current_process()
         current._inheriting = True  # multiprocessing refuses to start processes meanwhile
         try:
-            spawn.prepare(self.main)  # type: ignore[arg-type]
+            spawn.prepare(self.main)
         except SystemExit as error:
             raise MainModuleExited(f"sys.exit({error.code!r})") from error
         finally:
@@ -187,9 +191,8 @@ def is_async(func: Callable[..., Any]) -> bool:
     """Whether ``func`` gives a coroutine, looking through partials and callable objects."""
     while isinstance(func, functools.partial):
         func = func.func
-    return inspect.iscoroutinefunction(func) or inspect.iscoroutinefunction(
-        getattr(type(func), "__call__", None)
-    )
+    call = type(func).__call__
+    return inspect.iscoroutinefunction(func) or inspect.iscoroutinefunction(call)
 
 
 def _call(
@@ -230,6 +233,7 @@ def _call_async(
         ):
             return await func(*args, **kwargs)
         stopped = True
+        return None
 
     value = run_to_end(main, backend)
     if stopped:
@@ -246,6 +250,6 @@ def _exit_code(code: object) -> int:
 
 def _end_as_terminated() -> None:
     """End with exit code -15, as terminated processes do, but in order."""
-    util._exit_function()  # type: ignore[attr-defined]
-    util._flush_std_streams()  # type: ignore[attr-defined]
+    util._exit_function()
+    util._flush_std_streams()
     _platform.die_as_terminated()

@@ -32,7 +32,13 @@ from ._lifecycle import Event, ProcessState, next_state
 from ._loops import Latch
 from ._platform import ParentWire, wire_pair
 from ._runtime import Runtime
-from ._start_methods import main_module_settings, own_started, start
+from ._start_methods import (
+    abort_start,
+    forget_process,
+    main_module_settings,
+    own_started,
+    start,
+)
 from ._stop_policy import StopPolicy
 from ._stopping import Stopper
 from ._watcher import Timer
@@ -103,7 +109,12 @@ class ProcessHandle:
         self.state = next_state(self.state, Event.START, self.process.name)
         self._maybe_runtime = runtime
         runtime.live.add(self)
-        runtime.starter.submit(lambda: self._launch(lambda: self._start_process(backend)))
+        if self.timeout is not None:
+            runtime.watcher.call_soon(self._start_timeout)
+        try:
+            runtime.starter.submit(lambda: self._launch(lambda: self._start_process(backend)))
+        except RuntimeError as error:  # no more threads
+            self._not_started(error)
 
     def adopt(self, runtime: Runtime) -> None:
         """Take over a process that runs already."""
@@ -111,6 +122,8 @@ class ProcessHandle:
         self.state = next_state(self.state, Event.RUN, self.process.name)
         self._maybe_runtime = runtime
         runtime.live.add(self)
+        if self.timeout is not None:
+            runtime.watcher.call_soon(self._start_timeout)
         self._launch(lambda: own_started(self.process))
 
     def stop(self, policy: StopPolicy) -> None:
@@ -153,6 +166,7 @@ class ProcessHandle:
             self._wire.forget()
         if self._popen is not None:
             self._popen.forget()
+            forget_process(self.process)
 
     @property
     def _runtime(self) -> Runtime:
@@ -195,6 +209,7 @@ class ProcessHandle:
                 main=main_module_settings(),
                 backend=backend,
                 own_run=None if self._call is not None else self.process.run,
+                forked=self.method == "fork",
             )
             return start(self.process, self.method)
         except BaseException:
@@ -225,8 +240,6 @@ class ProcessHandle:
         self._stopper = Stopper(watcher, self._popen, self._give_up)
         if self._wire is not None:
             self._wire.attach(watcher.poller, self._on_data)
-        if self.timeout is not None:
-            self._timers.append(watcher.call_later(self.timeout, self._on_timeout))
         if self._stop_when_launched is not None:
             self._stopper.stop(self._stop_when_launched)
         self._watch_exit()
@@ -237,12 +250,13 @@ class ProcessHandle:
             poller.unwatch(self._watched)
             self._watched = None
         try:
-            self._watched = self._popen.watchable()
+            watchable: int = self._popen.watchable()
         except OSError:  # gone, or no descriptor left to watch it with
             self._popen.give_up_exit_code()
             self._on_exit()
         else:
-            poller.watch(self._watched, self._on_exit)
+            self._watched = watchable
+            poller.watch(watchable, self._on_exit)
 
     def _on_exit(self) -> None:
         exitcode = self._popen.reap(kill_group=self.policy.group)
@@ -289,6 +303,10 @@ class ProcessHandle:
                 self._decode(frame)
             self._expect_exit()
 
+    def _start_timeout(self) -> None:
+        if self.timeout is not None and not self.finished.is_set():
+            self._timers.append(self._runtime.watcher.call_later(self.timeout, self._on_timeout))
+
     def _on_timeout(self) -> None:
         if self._last_frame is None and self.exitcode is None:
             self._timed_out = True
@@ -317,6 +335,9 @@ class ProcessHandle:
 
     def _give_up(self) -> None:
         self.stuck = True
+        if self._popen is None:
+            # The thread that starts processes hangs, and with it all who come after this one.
+            abort_start(self.method)
         self.gone.set()
 
     def _decode(self, frame: Frame) -> None:
@@ -357,12 +378,12 @@ class ProcessHandle:
             )
         if self._wire is None:
             return ProcessDied(exitcode, name=name, pid=pid)
-        if self.state is ProcessState.STARTED and not self.stop_requested and exitcode:
-            if exitcode > 0:
-                return ProcessStartError(
-                    f"{describe(name, pid)} ended with exit code {exitcode} before it could run its"
-                    " function; it wrote the reason to stderr"
-                )
+        never_ran = self.state is ProcessState.STARTED and not self.stop_requested
+        if never_ran and exitcode is not None and exitcode > 0:
+            return ProcessStartError(
+                f"{describe(name, pid)} ended with exit code {exitcode} before it could run its"
+                " function; it wrote the reason to stderr"
+            )
         detail = "it died while sending its result" if self._reader.in_frame else ""
         return ProcessDied(exitcode, name=name, pid=pid, detail=detail)
 
@@ -372,7 +393,9 @@ class ProcessHandle:
             return
         if self._timed_out:
             name = describe(self.process.name, self.pid)
-            error = ProcessTimeout(f"{name} was stopped after its timeout of {self.timeout:g} seconds")
+            error = ProcessTimeout(
+                f"{name} was stopped after its timeout of {self.timeout:g} seconds"
+            )
             if isinstance(outcome, Failure) and not isinstance(outcome.exception, ProcessDied):
                 error.__cause__ = outcome.exception
             outcome = Failure(error)

@@ -41,9 +41,9 @@ class ProcessNursery:
     """Runs processes as an ``anyio`` task group runs tasks; made by :func:`open_nursery`.
 
     The ``async with`` block is left when all of its processes have ended and are reaped. The first
-    one that fails, or an exception in the block, stops all the others; what failed comes out in one
-    ``ExceptionGroup``. A process that the program itself stops (by ``terminate()``, ``kill()`` or by
-    cancelling an ``await process``) has not failed.
+    one that fails, or an exception in the block, stops all the others; what failed comes out in
+    one ``ExceptionGroup``. A process that the program itself stops (by ``terminate()``, ``kill()``
+    or by cancelling an ``await process``) has not failed.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class ProcessNursery:
     def start_soon(
         self,
         func: Callable[[Unpack[PosArgsT]], Coroutine[Any, Any, T]],
-        *args: Unpack[PosArgsT],
+        *args: *PosArgsT,
         name: str | None = None,
         timeout: float | None = None,
         stop: StopPolicy | None = None,
@@ -84,7 +84,7 @@ class ProcessNursery:
     def start_soon(
         self,
         func: Callable[[Unpack[PosArgsT]], T],
-        *args: Unpack[PosArgsT],
+        *args: *PosArgsT,
         name: str | None = None,
         timeout: float | None = None,
         stop: StopPolicy | None = None,
@@ -92,8 +92,8 @@ class ProcessNursery:
 
     def start_soon(
         self,
-        func: Callable[..., Any],
-        *args: Any,
+        func: Callable[[Unpack[PosArgsT]], Any],
+        *args: *PosArgsT,
         name: str | None = None,
         timeout: float | None = None,
         stop: StopPolicy | None = None,
@@ -116,7 +116,7 @@ class ProcessNursery:
     async def start(
         self,
         func: Callable[[Unpack[PosArgsT]], Any],
-        *args: Unpack[PosArgsT],
+        *args: *PosArgsT,
         name: str | None = None,
         timeout: float | None = None,
         stop: StopPolicy | None = None,

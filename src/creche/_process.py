@@ -223,7 +223,7 @@ class AsyncProcess(Generic[T_co]):
         """
         seconds = check_timeout(timeout)
         self._check_usable()
-        if self._handle.state is ProcessState.CREATED:
+        if self._handle.state is ProcessState.CREATED and not self._started_by_nursery:
             raise ProcessStateError(
                 f"cannot join {self._who()}: it was not started; call start() first"
             )
@@ -235,8 +235,8 @@ class AsyncProcess(Generic[T_co]):
         """Wait for the end of the process; return what its function returned, or raise what it
         raised. Starts the process if need be. ``await process`` is the same.
 
-        When this returns or raises, the process is gone: one that has given its outcome and does not
-        exit within ``StopPolicy.exit_timeout`` seconds is killed.
+        When this returns or raises, the process is gone: one that has given its outcome and does
+        not exit within ``StopPolicy.exit_timeout`` seconds is killed.
 
         Cancellation stops the process, and waits until it is gone.
 
@@ -251,7 +251,7 @@ class AsyncProcess(Generic[T_co]):
         """
         self._check_usable()
         if self._handle.state is ProcessState.CREATED and not self._started_by_nursery:
-            await self.start()
+            self._begin()
         if not self._handle.finished.is_set():
             self._check_loop()
             self._handle.own()
@@ -465,7 +465,11 @@ class AsyncProcess(Generic[T_co]):
                 " multiprocessing does not allow these to have children. Use daemon=False there"
             )
         loop = current_loop()
-        self._handle.start(runtime(), backend_of(loop))
+        try:
+            machinery = runtime()
+        except (OSError, RuntimeError) as error:  # no descriptors, or no threads left
+            raise ProcessStartError(f"cannot start {self._who()}: {error}") from error
+        self._handle.start(machinery, backend_of(loop))
         self._loop = loop
 
     async def _launched(self) -> None:

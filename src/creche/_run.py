@@ -51,7 +51,7 @@ def usable_cpus() -> int:
 @overload
 async def run_in_process(
     func: Callable[[Unpack[PosArgsT]], Coroutine[Any, Any, T]],
-    *args: Unpack[PosArgsT],
+    *args: *PosArgsT,
     timeout: float | None = None,
     name: str | None = None,
     stop: StopPolicy | None = None,
@@ -63,7 +63,7 @@ async def run_in_process(
 @overload
 async def run_in_process(
     func: Callable[[Unpack[PosArgsT]], T],
-    *args: Unpack[PosArgsT],
+    *args: *PosArgsT,
     timeout: float | None = None,
     name: str | None = None,
     stop: StopPolicy | None = None,
@@ -73,8 +73,8 @@ async def run_in_process(
 
 
 async def run_in_process(
-    func: Callable[..., Any],
-    *args: Any,
+    func: Callable[[Unpack[PosArgsT]], Any],
+    *args: *PosArgsT,
     timeout: float | None = None,
     name: str | None = None,
     stop: StopPolicy | None = None,
@@ -97,7 +97,7 @@ async def run_in_process(
     :param start_method: as for :class:`AsyncProcess`
     :param limiter: bounds how many processes run at once. By default, all calls in an event loop
         share :func:`current_default_run_limiter`
-    :raises Exception: whatever ``func`` raises, and everything that :meth:`AsyncProcess.result` does
+    :raises Exception: whatever ``func`` raises, and all that :meth:`AsyncProcess.result` raises
     """
     process: AsyncProcess[Any] = AsyncProcess(
         target=func,

@@ -8,15 +8,26 @@ from __future__ import annotations
 
 import os
 import threading
-from multiprocessing import util
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+from ._loops import Latch
+from ._multiprocessing import util
 from ._platform import Lifeline
+from ._start_methods import forget_fork_server
+from ._stop_policy import StopPolicy
 from ._watcher import Watcher
 from ._worker_threads import WorkerThreads
 
-if TYPE_CHECKING:
-    from ._handle import ProcessHandle
+
+class LiveProcess(Protocol):
+    """What the runtime has to know of a process."""
+
+    policy: StopPolicy
+    gone: Latch
+
+    def stop(self, policy: StopPolicy) -> None: ...
+
+    def forget(self) -> None: ...
 
 
 class Runtime:
@@ -24,11 +35,15 @@ class Runtime:
 
     def __init__(self) -> None:
         self.lifeline = Lifeline()
-        self.watcher = Watcher()
+        try:
+            self.watcher = Watcher()
+        except BaseException:
+            self.lifeline.close()
+            raise
         # Starting is serial anyway: multiprocessing's bookkeeping is not made for more threads.
         self.starter = WorkerThreads("creche-starter", limit=1)
         self.unpicklers = WorkerThreads("creche-unpickler", limit=2)
-        self.live: set[ProcessHandle] = set()
+        self.live: set[LiveProcess] = set()
 
     def stop_all(self) -> None:
         """At the end of the interpreter: leave no child behind. Blocks.
@@ -43,6 +58,7 @@ class Runtime:
 
     def forget(self) -> None:
         """In a fork of this process: close our copies of what the parent uses."""
+        forget_fork_server()
         self.lifeline.close()
         self.watcher.forget()
         for handle in list(self.live):

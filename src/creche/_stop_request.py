@@ -23,8 +23,8 @@ class StopRequested(BaseException):
 class StopListener:
     """Turns the parent's request into a reaction of what runs just now.
 
-    Between :meth:`listen` and the first :meth:`reacting` block, and between two blocks, a request is
-    remembered and takes effect when the next block begins.
+    Between :meth:`listen` and the first :meth:`reacting` block, and between two blocks, a request
+    is remembered and takes effect when the next block begins.
     """
 
     def __init__(self) -> None:

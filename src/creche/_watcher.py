@@ -1,8 +1,8 @@
 """One thread of the parent that waits for all of its processes at once.
 
 It hears of deaths, moves what travels over the wires, and keeps the timers of stops and timeouts.
-Everything that happens to a process happens in this one thread, in order, so that little of it needs
-a lock, and it goes on while an event loop is blocked or when it is closed.
+Everything that happens to a process happens in this one thread, in order, so that little of it
+needs a lock, and it goes on while an event loop is blocked or when it is closed.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ if sys.platform == "win32":
         die_as_terminated,
         isolate_child,
         on_stop_request,
+        reset_signals,
     )
 else:
     from ._posix import (
@@ -26,6 +27,7 @@ else:
         die_as_terminated,
         isolate_child,
         on_stop_request,
+        reset_signals,
     )
     from ._posix_wire import ChildWire, ParentWire, wire_pair
     from ._selector_poller import SelectorPoller as Poller
@@ -42,5 +44,6 @@ __all__ = [
     "die_with_parent",
     "isolate_child",
     "on_stop_request",
+    "reset_signals",
     "wire_pair",
 ]

@@ -1,7 +1,7 @@
 """Children die with their parent, even when it is killed by SIGKILL.
 
-On Linux the kernel does it. A child asks for a signal on the read end of a pipe whose write end only
-the parent holds, with SIGKILL as that signal (``F_SETSIG``) and its own process group as the
+On Linux the kernel does it. A child asks for a signal on the read end of a pipe whose write end
+only the parent holds, with SIGKILL as that signal (``F_SETSIG``) and its own process group as the
 receiver (``F_SETOWN`` with a negative number), see fcntl(2). The parent's end closes the write end,
 and the whole group is gone, even where it sits in C code that holds the GIL. ``PR_SET_PDEATHSIG``
 would not do: it fires when the *thread* that forked ends.

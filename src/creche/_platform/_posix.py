@@ -11,7 +11,7 @@ DEFAULT_START_METHOD = "forkserver"
 
 
 def isolate_child() -> None:
-    """In a new child: leave the parent's process group, and what a fork inherited of its signals.
+    """In a new child: leave the parent's process group.
 
     A terminal's Ctrl-C goes to the foreground process group. The parent alone is to get it, and to
     stop its children in order.
@@ -19,13 +19,16 @@ def isolate_child() -> None:
     # EPERM: we lead a session already, and with it a group of our own.
     with contextlib.suppress(PermissionError):
         os.setpgid(0, 0)
-    # The parent's event loop is woken through this descriptor.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def reset_signals() -> None:
+    """In a fork: drop the handlers, and the descriptor that wakes the parent's event loop."""
     signal.set_wakeup_fd(-1)
     for number in signal.valid_signals():
         if callable(signal.getsignal(number)):
             default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
             signal.signal(number, default)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def on_stop_request(callback: Callable[[], None]) -> None:

@@ -12,6 +12,8 @@ from multiprocessing.connection import Connection
 from .._wire._framing import Buffer
 from ._selector_poller import SelectorPoller
 
+# Most messages are small. Large reads come from fresh memory each, and pay with big ones alone.
+_SMALL_READ_BYTES = 64 * 1024
 _READ_BYTES = 256 * 1024
 
 # One child's gigabyte must not keep the watcher from the other children.
@@ -31,6 +33,7 @@ class ParentWire:
         self._outbox: deque[memoryview] = deque()
         self._poller: SelectorPoller | None = None
         self._on_data: Callable[[bytes], None] | None = None
+        self._read_bytes = _SMALL_READ_BYTES
 
     def send(self, pieces: Iterable[Buffer]) -> None:
         """Send what the socket takes now, and the rest when it takes more."""
@@ -68,11 +71,12 @@ class ParentWire:
     def _receive_once(self) -> bool:
         assert self._on_data is not None
         try:
-            data = self._sock.recv(_READ_BYTES)
+            data = self._sock.recv(self._read_bytes)
         except (BlockingIOError, InterruptedError):
             return False
         except OSError:  # ECONNRESET: the child died with our data unread
             data = b""
+        self._read_bytes = _READ_BYTES if len(data) == self._read_bytes else _SMALL_READ_BYTES
         if not data:
             self._detach()
         self._on_data(data)
@@ -115,7 +119,7 @@ class ChildWire:
 
     def receive(self) -> bytes:
         """Return what has arrived, at least a byte; ``b""`` at the end."""
-        return os.read(self._connection.fileno(), _READ_BYTES)
+        return os.read(self._connection.fileno(), _SMALL_READ_BYTES)
 
     def wait(self) -> None:
         """Block until there is something to receive."""

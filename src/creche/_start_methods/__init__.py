@@ -11,11 +11,13 @@ import sys
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from .._multiprocessing import process as _multiprocessing_process
 from .._platform import DEFAULT_START_METHOD
 
 if sys.platform == "win32":
     from ._windows_popen import (
         PROCESS_TYPES,
+        abort_start,
         forget_fork_server,
         main_module_settings,
         own_started,
@@ -24,6 +26,7 @@ if sys.platform == "win32":
 else:
     from ._posix_start import (
         PROCESS_TYPES,
+        abort_start,
         forget_fork_server,
         main_module_settings,
         own_started,
@@ -31,8 +34,10 @@ else:
     )
 
 __all__ = [
+    "abort_start",
     "check_start_method",
     "forget_fork_server",
+    "forget_process",
     "main_module_settings",
     "make_process",
     "own_started",
@@ -58,7 +63,7 @@ def make_process(
     method: str, name: str | None, default_name: str, daemon: bool | None
 ) -> BaseProcess:
     """Make a process object that has not been started."""
-    process = PROCESS_TYPES[method](name=name, daemon=daemon)
+    process: BaseProcess = PROCESS_TYPES[method](name=name, daemon=daemon)
     if name is None:
         process.name = f"{default_name}-{':'.join(map(str, process._identity))}"
     return process
@@ -67,3 +72,8 @@ def make_process(
 def start_method_of(process: Any) -> str:
     """The start method of somebody's own process object."""
     return process._start_method or multiprocessing.get_start_method()
+
+
+def forget_process(process: BaseProcess) -> None:
+    """In a fork of this process: keep ``multiprocessing`` from joining its parent's child."""
+    _multiprocessing_process._children.discard(process)

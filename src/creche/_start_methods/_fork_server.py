@@ -8,12 +8,15 @@ of our own, so that ``multiprocessing.set_forkserver_preload`` stays the applica
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import sys
-from multiprocessing import forkserver, spawn
+from multiprocessing import forkserver
 from typing import Any
 
+from .._multiprocessing import spawn
 from .._platform import Lifeline
 
 ENVIRONMENT_KEY = "_CRECHE_FORK_SERVER"
@@ -22,11 +25,14 @@ ENVIRONMENT_KEY = "_CRECHE_FORK_SERVER"
 _BACKEND_MODULES = ("anyio._backends._asyncio", "anyio._backends._trio")
 
 
-class PreloadingForkServer(forkserver.ForkServer):  # type: ignore[misc]
+class PreloadingForkServer(forkserver.ForkServer):
     """Passes what the preload module has to know through the environment of the server."""
 
     def __init__(self) -> None:
         super().__init__()
+        self._forkserver_address: str | None
+        self._forkserver_alive_fd: int | None
+        self._forkserver_pid: int | None
         self._lifeline = Lifeline()
         self.set_forkserver_preload(["creche._start_methods._fork_server_preload"])
 
@@ -56,7 +62,8 @@ class PreloadingForkServer(forkserver.ForkServer):  # type: ignore[misc]
             return os.waitid(os.P_PID, self._forkserver_pid, flags) is None
         except ChildProcessError:
             # Reaped by somebody's waitpid(-1). What is left of it must not be asked for its status.
-            os.close(self._forkserver_alive_fd)
+            if self._forkserver_alive_fd is not None:
+                os.close(self._forkserver_alive_fd)
             self._forkserver_alive_fd = self._forkserver_address = self._forkserver_pid = None
             return False
 
@@ -88,3 +95,10 @@ def forget_fork_server() -> None:
     if _server is not None:
         _server.forget()
         _server = None
+
+
+def kill_fork_server() -> None:
+    """Kill a server that does not answer: the next child is started from a new one."""
+    if _server is not None and _server._forkserver_pid is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(_server._forkserver_pid, signal.SIGKILL)

@@ -13,12 +13,14 @@ import json
 import os
 import signal
 import sys
-from multiprocessing import forkserver, process, spawn
+from multiprocessing import forkserver
+from typing import Any
 
 import creche._child
-import creche._start_methods._posix_popen  # noqa: F401
+import creche._start_methods._posix_popen
 
-from .._platform import die_with_lifeline
+from .._multiprocessing import process, spawn
+from .._platform import die_with_lifeline, reset_signals
 from ._fork_server import ENVIRONMENT_KEY
 
 main_failure: Exception | None = None
@@ -39,6 +41,7 @@ def prepare_server() -> None:
     for module in settings["modules"]:
         with contextlib.suppress(ImportError):
             importlib.import_module(module)
+    reset_signals()  # the main module may have installed handlers
     # Objects that the collector never touches stay on pages that parent and children share.
     gc.collect()
     gc.freeze()
@@ -47,21 +50,22 @@ def prepare_server() -> None:
 def _import_main(settings: dict[str, object]) -> None:
     global main_failure
     current = process.current_process()
-    current._inheriting = True  # type: ignore[attr-defined]
+    current._inheriting = True
     try:
-        spawn.prepare(settings)  # type: ignore[arg-type]
+        spawn.prepare(settings)
     except Exception as error:
         main_failure = error
     except SystemExit as error:
         main_failure = creche._child.MainModuleExited(f"sys.exit({error.code!r})")
     finally:
-        del current._inheriting  # type: ignore[attr-defined]
+        del current._inheriting
 
 
-def _remove_socket(server: int, application: int) -> None:
+def _remove_socket(server_pid: int, application: int) -> None:
     """Remove the server's socket and its folder where the application was killed."""
-    if os.getpid() == server and os.getppid() != application:
-        address = forkserver._forkserver._forkserver_address  # type: ignore[attr-defined]
+    if os.getpid() == server_pid and os.getppid() != application:
+        server: Any = forkserver._forkserver
+        address = server._forkserver_address
         if isinstance(address, str):
             with contextlib.suppress(OSError):
                 os.unlink(address)

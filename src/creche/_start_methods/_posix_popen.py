@@ -20,22 +20,14 @@ import io
 import os
 import select
 import signal
+import sys
 from collections.abc import Iterator
-from multiprocessing import (
-    context,
-    forkserver,
-    popen_fork,
-    popen_forkserver,
-    popen_spawn_posix,
-    reduction,
-    resource_tracker,
-    spawn,
-    util,
-)
+from multiprocessing import forkserver, popen_fork, popen_forkserver, popen_spawn_posix
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, cast
 
 from .._loops import Latch
+from .._multiprocessing import context, reduction, resource_tracker, spawn, util
 from ._fork_server import fork_server
 
 LOST_EXIT_CODE = 255
@@ -52,7 +44,7 @@ class OwnedPopen(popen_fork.Popen):
 
     def __init__(self, process_obj: BaseProcess) -> None:
         self._reaped = Latch()
-        super().__init__(process_obj)  # type: ignore[no-untyped-call]
+        super().__init__(process_obj)
 
     def poll(self, flag: int = os.WNOHANG) -> int | None:
         if not flag & os.WNOHANG:
@@ -117,7 +109,7 @@ class OwnedPopen(popen_fork.Popen):
     def kill_group(self) -> None:
         """SIGKILL whatever is left of the child's process group.
 
-        The kernel does not give a process id to anybody else for as long as a group has that number.
+        The kernel gives the number to nobody else for as long as a group has it.
         """
         # EPERM: macOS says so of a group of zombies.
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -128,7 +120,7 @@ class OwnedPopen(popen_fork.Popen):
 
     def close(self) -> None:
         """Close the descriptors; what is known stays."""
-        super().close()  # type: ignore[no-untyped-call]
+        super().close()
         self.parent_descriptors = ()
         if self._exit_descriptor is not None:
             os.close(self._exit_descriptor)
@@ -157,19 +149,19 @@ class ForkPopen(OwnedPopen):
         with _Descriptors() as opened:
             child_r, parent_w = opened.pipe()
             # Only for platforms without a descriptor for a process: ends when the child does.
-            parent_r, child_w = opened.pipe()
+            parent_r, _child_w = opened.pipe()
             self.pid = os.fork()
             if self.pid == 0:
                 _run_forked_child(process_obj, child_r, to_close=(parent_w, parent_r))
-            sentinel = open_exit_descriptor(self.pid)
-            self._keep(opened.keep(parent_r if sentinel is None else sentinel), opened.keep(parent_w))
+            sentinel = _exit_descriptor_or(parent_r, self.pid)
+            self._keep(opened.keep(sentinel), opened.keep(parent_w))
 
 
 class SpawnPopen(OwnedPopen):
     """Starts a fresh interpreter."""
 
     method = "spawn"
-    DupFd = popen_spawn_posix._DupFd  # type: ignore[attr-defined]
+    DupFd = popen_spawn_posix._DupFd
 
     def __init__(self, process_obj: BaseProcess) -> None:
         self._fds: list[int] = []
@@ -188,9 +180,9 @@ class SpawnPopen(OwnedPopen):
             parent_r, child_w = opened.pipe()
             command = spawn.get_command_line(tracker_fd=tracker_fd, pipe_handle=child_r)
             self._fds += [child_r, child_w]
-            self.pid = util.spawnv_passfds(spawn.get_executable(), command, self._fds)  # type: ignore[attr-defined]
-            sentinel = open_exit_descriptor(self.pid)
-            self._keep(opened.keep(parent_r if sentinel is None else sentinel), opened.keep(parent_w))
+            self.pid = util.spawnv_passfds(spawn.get_executable(), command, self._fds)
+            sentinel = _exit_descriptor_or(parent_r, self.pid)
+            self._keep(opened.keep(sentinel), opened.keep(parent_w))
         with open(parent_w, "wb", closefd=False) as pipe, contextlib.suppress(BrokenPipeError):
             pipe.write(preparation)
 
@@ -199,7 +191,7 @@ class ForkServerPopen(OwnedPopen):
     """Asks creche's fork server for a child."""
 
     method = "forkserver"
-    DupFd = popen_forkserver._DupFd  # type: ignore[attr-defined]
+    DupFd = popen_forkserver._DupFd
 
     def __init__(self, process_obj: BaseProcess) -> None:
         self._fds: list[int] = []
@@ -211,12 +203,13 @@ class ForkServerPopen(OwnedPopen):
 
     def _launch(self, process_obj: BaseProcess) -> None:
         preparation = _pickle_preparation(self, process_obj)
+        _check_descriptors_left(6)  # connect_to_new_process leaks some when it runs out of them
         sentinel, parent_w = fork_server().connect_to_new_process(self._fds)
         self._keep(sentinel, parent_w)
         with open(parent_w, "wb", closefd=False) as pipe:
             pipe.write(preparation)
         try:
-            self.pid = forkserver.read_signed(sentinel)  # type: ignore[attr-defined]
+            self.pid = forkserver.read_signed(sentinel)
         except EOFError:
             self.close()
             raise OSError(
@@ -257,14 +250,13 @@ def reap_forkserver_child(popen: OwnedPopen, kill_group: bool) -> int | None:
     """Read the exit code that the fork server writes after it has reaped the child."""
     if popen.returncode is None and not popen.server_lost and is_readable(popen.sentinel):
         try:
-            code = forkserver.read_signed(popen.sentinel)  # type: ignore[attr-defined]
+            code = forkserver.read_signed(popen.sentinel)
         except (EOFError, OSError):
             popen.server_lost = True  # the server died; the child lives on
         else:
             popen._set_returncode(code)
-    elif popen.server_lost and popen._exit_descriptor is not None:
-        if is_readable(popen._exit_descriptor):
-            popen.give_up_exit_code()
+    elif popen._exit_descriptor is not None and is_readable(popen._exit_descriptor):
+        popen.give_up_exit_code()
     if kill_group and popen.returncode is not None:
         popen.kill_group()
     return popen.returncode
@@ -299,7 +291,9 @@ def open_exit_descriptor(pid: int) -> int | None:
     """
     if hasattr(os, "pidfd_open"):  # Linux
         return os.pidfd_open(pid)
-    if hasattr(select, "kqueue"):  # macOS, BSD: a queue can itself be waited for
+    if sys.platform != "linux" and hasattr(
+        select, "kqueue"
+    ):  # macOS, BSD: can itself be waited for
         queue = select.kqueue()
         event = select.kevent(
             pid, select.KQ_FILTER_PROC, select.KQ_EV_ADD | select.KQ_EV_ONESHOT, select.KQ_NOTE_EXIT
@@ -310,6 +304,15 @@ def open_exit_descriptor(pid: int) -> int | None:
         finally:
             queue.close()
     return None
+
+
+def _exit_descriptor_or(pipe: int, pid: int) -> int:
+    """An exit descriptor for a child; a pipe that it holds open where there is none."""
+    try:
+        descriptor = open_exit_descriptor(pid)
+    except OSError:  # no more descriptors, when the child exists already
+        return pipe
+    return pipe if descriptor is None else descriptor
 
 
 def is_readable(descriptor: int) -> bool:
@@ -342,6 +345,17 @@ class _Descriptors:
             os.close(descriptor)
 
 
+def _check_descriptors_left(number: int) -> None:
+    """:raises OSError: if this process cannot open that many descriptors"""
+    opened: list[int] = []
+    try:
+        for _ in range(number):
+            opened.append(os.open(os.devnull, os.O_RDONLY))  # noqa: PERF401
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+
+
 def _run_forked_child(process_obj: Any, parent_sentinel: int, to_close: tuple[int, ...]) -> None:
     """Run the child's side of a fork. Does not return."""
     code = 1
@@ -354,7 +368,8 @@ def _run_forked_child(process_obj: Any, parent_sentinel: int, to_close: tuple[in
 
 
 def _pickle_preparation(popen: OwnedPopen, process_obj: BaseProcess) -> bytes:
-    """Pickle what ``multiprocessing.spawn`` reads first in the child: settings, then the process."""
+    """Pickle what ``multiprocessing.spawn`` reads first in the child: settings, then the process
+    object."""
     settings = spawn.get_preparation_data(process_obj.name)
     if getattr(process_obj, "imports_main_later", False):
         for key in main_module_keys:
@@ -385,7 +400,7 @@ def own_popen(process: Any) -> OwnedPopen:
     popen._reaped = Latch()
     if popen.returncode is not None:
         popen._reaped.set()
-    return popen  # type: ignore[no-any-return]
+    return cast(OwnedPopen, popen)
 
 
 @contextlib.contextmanager

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from multiprocessing import context
+import multiprocessing.context
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from ._fork_server import forget_fork_server
+from ._fork_server import forget_fork_server, kill_fork_server
 from ._posix_popen import (
     ForkPopen,
     ForkServerPopen,
@@ -17,18 +17,25 @@ from ._posix_popen import (
     own_popen,
 )
 
-__all__ = ["PROCESS_TYPES", "forget_fork_server", "main_module_settings", "own_started", "start"]
+__all__ = [
+    "PROCESS_TYPES",
+    "abort_start",
+    "forget_fork_server",
+    "main_module_settings",
+    "own_started",
+    "start",
+]
 
 
-class ForkProcess(context.ForkProcess):
+class ForkProcess(multiprocessing.context.ForkProcess):
     imports_main_later = True
 
 
-class SpawnProcess(context.SpawnProcess):
+class SpawnProcess(multiprocessing.context.SpawnProcess):
     imports_main_later = True
 
 
-class ForkServerProcess(context.ForkServerProcess):
+class ForkServerProcess(multiprocessing.context.ForkServerProcess):
     imports_main_later = True
 
 
@@ -63,3 +70,9 @@ def start(process: Any, method: str) -> OwnedPopen:
 def own_started(process: BaseProcess) -> OwnedPopen:
     """Take over a process that ``multiprocessing`` started."""
     return own_popen(process)
+
+
+def abort_start(method: str) -> None:
+    """Make a start that hangs in another thread fail, where that is possible."""
+    if method == "forkserver":
+        kill_fork_server()

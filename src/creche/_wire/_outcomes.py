@@ -197,9 +197,7 @@ def _rebuild_exception(sections: list[Section]) -> BaseException:
     return exception
 
 
-def _cannot_unpickle(
-    what: str, name: str, pid: int | None, error: Exception
-) -> SerializationError:
+def _cannot_unpickle(what: str, name: str, pid: int | None, error: Exception) -> SerializationError:
     failure = SerializationError(
         f"the {what} of {describe(name, pid)} could not be unpickled"
         f" ({type(error).__name__}: {error})"

@@ -13,9 +13,9 @@ import pickle
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from multiprocessing import context, reduction, synchronize
 from typing import Any
 
+from .._multiprocessing import context, reduction, synchronize
 from ._framing import Buffer, Section
 
 # Small enough that a copy into fresh memory (2 GB/s at worst) takes a fraction of a millisecond.
@@ -75,7 +75,7 @@ def _received_object(index: int) -> object:
     return _received.objects[index]
 
 
-class _Pickler(reduction.ForkingPickler):
+class _Pickler(reduction.ForkingPickler):  # type: ignore[misc]
     """Knows the types that ``multiprocessing`` can send, and buffers that need no copy."""
 
     def __init__(
@@ -166,7 +166,8 @@ def dumps(obj: object, handles: ArgumentHandles | None = None) -> list[Section]:
         pickler.dump(obj)
     finally:
         context.set_spawning_popen(outer)
-    return [writer.section, *([buffer.raw()] for buffer in buffers)]
+    raw: list[Section] = [[buffer.raw()] for buffer in buffers]
+    return [writer.section, *raw]
 
 
 def loads(sections: list[Section]) -> Any:
