@@ -18,7 +18,7 @@ from . import _platform
 from ._errors import ProcessStateError
 from ._loops import current_loop, post, run_to_end
 from ._multiprocessing import process, reduction, spawn, util
-from ._stop_request import StopListener, StopRequested, raise_stop_requested
+from ._stop_request import StopListener, StopRequested
 from ._wire._framing import FrameKind, FrameReader, Section, pack
 from ._wire._outcomes import (
     Message,
@@ -76,7 +76,7 @@ class ChildMain:
             _platform.reset_signals()
         _platform.die_with_parent(self.lifeline)
         stop = StopListener()
-        stop.listen()
+        stop.listen(forked=self.forked)
         global _connection
         connection = _connection = ParentConnection(self.wire)
         connection.send((FrameKind.RUNNING, []))
@@ -93,7 +93,7 @@ class ChildMain:
         """Run the function; return what to tell the parent, and the exit code."""
         try:
             try:
-                with stop.reacting(raise_stop_requested):
+                with stop.raising():
                     try:
                         self._import_main()
                     except Exception as error:
@@ -204,7 +204,7 @@ def _call(
 ) -> Any:
     if is_async(func):
         return _call_async(func, args, kwargs, backend, stop)
-    with stop.reacting(raise_stop_requested):
+    with stop.raising():
         value = func(*args, **kwargs)
     if inspect.iscoroutine(value):  # a plain function that wraps an async one
 
@@ -237,7 +237,7 @@ def _call_async(
 
     value = run_to_end(main, backend)
     if stopped:
-        raise_stop_requested()
+        raise StopRequested
     return value
 
 

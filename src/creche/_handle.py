@@ -46,6 +46,9 @@ from ._wire._framing import BadFrameError, Frame, FrameKind, FrameReader, pack
 from ._wire._outcomes import Call, Failure, Outcome, Value, decode, decode_started, encode_call
 from ._wire._pickling import ArgumentHandles
 
+# Their outcome is told together with the exit code, which comes later.
+_FRAMES_ABOUT_EXITS = (FrameKind.EXITED, FrameKind.STOPPED)
+
 
 class ProcessHandle:
     """A process from the first thought of it until its outcome is known.
@@ -149,9 +152,17 @@ class ProcessHandle:
             self._runtime.watcher.call_soon(self._expect_exit)
 
     def check_gone(self) -> None:
-        """:raises ProcessStuckError: if the process was killed in vain"""
+        """Check that the process has gone.
+
+        :raises ProcessStuckError: if the process was killed in vain
+        :raises ProcessTimeout: if it could not even be started in time
+        """
         if self.stuck and not self.finished.is_set():
             who = describe(self.process.name, self.pid)
+            if self._timed_out and self.pid is None:
+                raise ProcessTimeout(
+                    f"{who} could not be started within its timeout of {self.timeout:g} seconds"
+                )
             raise ProcessStuckError(
                 f"{who} is still there {self.policy.kill_timeout:g} seconds after it was sent"
                 " SIGKILL: it waits inside the kernel, perhaps for a disk or a network file"
@@ -274,7 +285,7 @@ class ProcessHandle:
             self._popen.close()
         if self._last_frame is None:
             self._settle(Failure(self._death()))
-        elif self._last_frame.kind is FrameKind.EXITED:
+        elif self._last_frame.kind in _FRAMES_ABOUT_EXITS:
             self._decode(self._last_frame)
         elif self._decoded is not None:
             self._settle(self._decoded)
@@ -299,7 +310,7 @@ class ProcessHandle:
             self._decode_started(frame)
         elif self._last_frame is None:
             self._last_frame = frame
-            if frame.kind is not FrameKind.EXITED:  # which wants the exit code
+            if frame.kind not in _FRAMES_ABOUT_EXITS:
                 self._decode(frame)
             self._expect_exit()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
 from multiprocessing import process as _multiprocessing_process
@@ -23,6 +24,8 @@ from ._stop_policy import StopPolicy, check_stop_policy
 from ._wire._outcomes import Call, Failure, Value
 
 __all__ = ["AsyncProcess"]
+
+_logger = logging.getLogger("creche")
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -187,6 +190,7 @@ class AsyncProcess(Generic[T_co]):
         self._loop: EventLoop | None = None
         self._closed = False
         self._started_by_nursery = False
+        self._asked_for_outcome = False
 
     # --- life -----------------------------------------------------------------------------------
 
@@ -229,7 +233,7 @@ class AsyncProcess(Generic[T_co]):
             )
         with anyio.move_on_after(seconds):
             await self._handle.finished.wait()
-        return self._handle.exitcode
+        return self.exitcode
 
     async def result(self) -> T_co:
         """Wait for the end of the process; return what its function returned, or raise what it
@@ -361,7 +365,10 @@ class AsyncProcess(Generic[T_co]):
     def exitcode(self) -> int | None:
         """The exit code (see :meth:`join`), or ``None`` while the process has not ended."""
         self._check_usable()
-        return self._handle.exitcode if self._handle.finished.is_set() else None
+        if not self._handle.finished.is_set():
+            return None
+        self._asked_for_outcome = True
+        return self._handle.exitcode
 
     @property
     def name(self) -> str:
@@ -442,6 +449,18 @@ class AsyncProcess(Generic[T_co]):
             parts.append(f"exitcode={self._handle.exitcode}")
         return f"<{type(self).__name__} {' '.join(parts)}>"
 
+    def __del__(self) -> None:
+        # As asyncio does for tasks: an error that nobody asked for is not lost without a word.
+        handle = getattr(self, "_handle", None)
+        if handle is None or self._asked_for_outcome or handle.stop_requested:
+            return
+        if isinstance(handle.outcome, Failure):
+            _logger.error(
+                "%s failed, and nobody asked for its outcome",
+                self._who(),
+                exc_info=handle.outcome.exception,
+            )
+
     def __reduce__(self) -> NoReturn:
         raise TypeError(
             f"cannot pickle {self._who()}: an AsyncProcess belongs to the process and the event"
@@ -501,6 +520,7 @@ class AsyncProcess(Generic[T_co]):
         return self._handle.stop_requested
 
     def _outcome(self) -> T_co:
+        self._asked_for_outcome = True
         outcome = self._handle.outcome
         if isinstance(outcome, Failure):
             raise outcome.exception
@@ -509,6 +529,7 @@ class AsyncProcess(Generic[T_co]):
 
     def _known_outcome(self) -> Value | Failure:
         self._check_usable()
+        self._asked_for_outcome = True
         if self._handle.outcome is None:
             raise ProcessStateError(
                 f"{self._who()} has no outcome yet: it is {self._handle.state.value}"
@@ -525,7 +546,7 @@ class AsyncProcess(Generic[T_co]):
             self._check_loop()
             await self._stop_shielded(policy)
             await anyio.lowlevel.checkpoint_if_cancelled()
-        return self._handle.exitcode
+        return self.exitcode
 
     async def _stop_shielded(self, policy: StopPolicy) -> None:
         """Stop the process. Whatever happens, this ends within the time that the policy allows."""

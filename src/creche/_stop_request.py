@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from ._platform import default_stop_request, on_stop_request
+from ._platform import (
+    SignalThread,
+    default_stop_request,
+    on_missed_stop_request,
+    on_stop_request,
+    raise_in_main_thread,
+    take_back,
+)
 
 __all__ = ["StopRequested"]
 
@@ -23,39 +31,80 @@ class StopRequested(BaseException):
 class StopListener:
     """Turns the parent's request into a reaction of what runs just now.
 
-    Between :meth:`listen` and the first :meth:`reacting` block, and between two blocks, a request
-    is remembered and takes effect when the next block begins.
+    Between :meth:`listen` and the first ``reacting`` block, and between two blocks, a request is
+    remembered and takes effect when the next block begins. There is one reaction at most: a second
+    request must not interrupt the clean-up that the first one began.
     """
 
     def __init__(self) -> None:
         self._requested = False
         self._react: Callable[[], None] | None = None
+        # Reentrant: a signal handler interrupts whatever the main thread does.
+        self._lock = threading.RLock()
+        self._raising = False
+        self._thread: SignalThread | None = None
 
-    def listen(self) -> None:
-        on_stop_request(self.request)
+    def listen(self, *, forked: bool) -> None:
+        on_stop_request(self._request)
+        if forked:
+            self._thread = on_missed_stop_request(self._request_from_thread)
 
     def close(self) -> None:
         """The function is over: from here on a request ends the process at once."""
         default_stop_request()
 
-    def request(self) -> None:
-        self._requested = True
-        # Once only: a second request must not interrupt the clean-up that the first one began.
-        react, self._react = self._react, None
-        if react is not None:
-            react()
+    @contextmanager
+    def raising(self) -> Iterator[None]:
+        """Have :exc:`StopRequested` raised in the block, which the main thread runs."""
+        with self.reacting(_raise_stop_requested):
+            yield
 
     @contextmanager
     def reacting(self, react: Callable[[], None]) -> Iterator[None]:
-        """Have ``react`` called, once, in the main thread between two bytecodes."""
+        """Have ``react`` called, once, while the block runs."""
         self._react = react
         try:
+            if self._thread is not None:
+                self._thread.enable()
             if self._requested:
-                self.request()
+                self._request()
             yield
         finally:
             self._react = None
+            if self._thread is not None:
+                self._thread.disable()
+
+    def _request(self) -> None:
+        """React; called in the main thread, between two bytecodes."""
+        with self._lock:
+            if self._raising:  # the thread was faster, and its exception is not raised yet
+                self._raising = False
+                take_back()
+            self._requested = True
+            react, self._react = self._react, None
+        if react is not None:
+            react()
+
+    def _request_from_thread(self) -> None:
+        """React to a signal for which :meth:`_request` may or may not be called as well."""
+        with self._lock:
+            if self._requested:
+                return
+            if self._react is _raise_stop_requested:
+                self._raising = True
+                raise_in_main_thread(self._make_exception())
+                return
+        self._request()
+
+    def _make_exception(self) -> type[StopRequested]:
+        def on_raised(exception: StopRequested) -> None:
+            self._raising = False
+            self._requested = True
+            self._react = None
+
+        # The interpreter makes the instance when it raises it: that is how we hear of it.
+        return type("StopRequested", (StopRequested,), {"__init__": on_raised})
 
 
-def raise_stop_requested() -> None:
+def _raise_stop_requested() -> None:
     raise StopRequested("the parent asked this process to stop")

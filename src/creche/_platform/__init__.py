@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 
+from ._missed_signals import SignalThread, raise_in_main_thread, take_back
 from ._parent_death import Lifeline, die_with_lifeline, die_with_parent
 
 if sys.platform == "win32":
@@ -17,6 +18,7 @@ if sys.platform == "win32":
         default_stop_request,
         die_as_terminated,
         isolate_child,
+        on_missed_stop_request,
         on_stop_request,
         reset_signals,
     )
@@ -26,6 +28,7 @@ else:
         default_stop_request,
         die_as_terminated,
         isolate_child,
+        on_missed_stop_request,
         on_stop_request,
         reset_signals,
     )
@@ -38,12 +41,16 @@ __all__ = [
     "Lifeline",
     "ParentWire",
     "Poller",
+    "SignalThread",
     "default_stop_request",
     "die_as_terminated",
     "die_with_lifeline",
     "die_with_parent",
     "isolate_child",
+    "on_missed_stop_request",
     "on_stop_request",
+    "raise_in_main_thread",
     "reset_signals",
+    "take_back",
     "wire_pair",
 ]

@@ -7,6 +7,8 @@ import os
 import signal
 from collections.abc import Callable
 
+from ._missed_signals import MISSES_SIGNALS, SignalThread
+
 DEFAULT_START_METHOD = "forkserver"
 
 
@@ -34,6 +36,14 @@ def reset_signals() -> None:
 def on_stop_request(callback: Callable[[], None]) -> None:
     """In a child: have ``callback`` called in the main thread whenever the parent asks to stop."""
     signal.signal(signal.SIGTERM, lambda _signum, _frame: callback())
+
+
+def on_missed_stop_request(callback: Callable[[], None]) -> SignalThread | None:
+    """In a fork: have ``callback`` called in a thread for requests that the main one may miss.
+
+    ``None`` where it misses none.
+    """
+    return SignalThread(callback) if MISSES_SIGNALS else None
 
 
 def default_stop_request() -> None:
