@@ -27,6 +27,7 @@ from ._run import run_in_process as run_in_process
 from ._stop_policy import StopPolicy as StopPolicy
 from ._stop_request import StopRequested as StopRequested
 
+
 # Tracebacks, pickles and the documentation show the public names.
 def _show_as_public(names: dict[str, object]) -> None:
     for value in names.values():

@@ -43,7 +43,15 @@ from ._stop_policy import StopPolicy
 from ._stopping import Stopper
 from ._watcher import Timer
 from ._wire._framing import BadFrameError, Frame, FrameKind, FrameReader, pack
-from ._wire._outcomes import Call, Failure, Outcome, Value, decode, decode_started, encode_call
+from ._wire._outcomes import (
+    Call,
+    Failure,
+    Outcome,
+    Value,
+    decode,
+    decode_started,
+    encode_call,
+)
 from ._wire._pickling import ArgumentHandles
 
 # Their outcome is told together with the exit code, which comes later.

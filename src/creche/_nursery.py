@@ -204,7 +204,7 @@ class ProcessNursery:
     async def _result(self, process: AsyncProcess[Any]) -> None:
         try:
             await process.result()
-        except ProcessDied:
+        except (ProcessDied, ProcessStartError):
             if not process._was_stopped_on_request():
                 raise
 

@@ -538,7 +538,7 @@ class AsyncProcess(Generic[T_co]):
 
     async def _stop(self, policy: StopPolicy) -> int | None:
         self._check_usable()
-        if self._handle.state is ProcessState.CREATED:
+        if self._handle.state is ProcessState.CREATED and not self._started_by_nursery:
             raise ProcessStateError(f"cannot stop {self._who()}: it was not started")
         if self._handle.finished.is_set():
             await anyio.lowlevel.checkpoint()

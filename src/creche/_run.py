@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, ParamSpec, TypeVar, TypeVarTuple, Unpack, overload
 
 import anyio
@@ -140,19 +140,21 @@ def in_process(
 
 
 class _InProcess:
+    """What :func:`in_process` gives: the decorator proper."""
+
     def __init__(self, **options: Any) -> None:
         self._options = options
 
     @overload
-    def __call__(self, func: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Awaitable[T]]: ...
+    def __call__(
+        self, func: Callable[P, Coroutine[Any, Any, T]]
+    ) -> Callable[P, Coroutine[Any, Any, T]]: ...
 
     @overload
-    def __call__(self, func: Callable[P, T]) -> Callable[P, Awaitable[T]]: ...
+    def __call__(self, func: Callable[P, T]) -> Callable[P, Coroutine[Any, Any, T]]: ...
 
-    def __call__(self, func: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
-        options = dict(self._options)
-        if options["name"] is None:
-            options["name"] = None
+    def __call__(self, func: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, Any]]:
+        options = self._options
 
         @functools.wraps(func)
         async def wrapper(*args: Any, **kwargs: Any) -> Any:

@@ -13,13 +13,13 @@ from typing import Any
 
 from .._multiprocessing import process as _multiprocessing_process
 from .._platform import DEFAULT_START_METHOD
+from ._main_module import main_module_settings
 
 if sys.platform == "win32":
     from ._windows_popen import (
         PROCESS_TYPES,
         abort_start,
         forget_fork_server,
-        main_module_settings,
         own_started,
         start,
     )
@@ -28,7 +28,6 @@ else:
         PROCESS_TYPES,
         abort_start,
         forget_fork_server,
-        main_module_settings,
         own_started,
         start,
     )

@@ -18,6 +18,7 @@ from typing import Any
 
 from .._multiprocessing import spawn
 from .._platform import Lifeline
+from ._main_module import main_module_settings
 
 ENVIRONMENT_KEY = "_CRECHE_FORK_SERVER"
 
@@ -69,11 +70,11 @@ class PreloadingForkServer(forkserver.ForkServer):
 
     def _settings(self) -> dict[str, Any]:
         settings = spawn.get_preparation_data("")
-        main_keys = ("sys_argv", "orig_dir", "dir", "init_main_from_name", "init_main_from_path")
+        surroundings = {key: settings[key] for key in ("sys_argv", "orig_dir", "dir")}
         return {
             "application": os.getpid(),
             "lifeline": self._lifeline.path,
-            "main": {key: settings[key] for key in main_keys if key in settings},
+            "main": surroundings | main_module_settings(),
             "modules": [module for module in _BACKEND_MODULES if module in sys.modules],
         }
 

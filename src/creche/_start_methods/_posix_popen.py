@@ -29,6 +29,7 @@ from typing import Any, cast
 from .._loops import Latch
 from .._multiprocessing import context, reduction, resource_tracker, spawn, util
 from ._fork_server import fork_server
+from ._main_module import without_main_module
 
 LOST_EXIT_CODE = 255
 """What ``multiprocessing`` reports for a child that somebody else has reaped."""
@@ -372,8 +373,7 @@ def _pickle_preparation(popen: OwnedPopen, process_obj: BaseProcess) -> bytes:
     object."""
     settings = spawn.get_preparation_data(process_obj.name)
     if getattr(process_obj, "imports_main_later", False):
-        for key in main_module_keys:
-            settings.pop(key, None)
+        settings = without_main_module(settings)
     buffer = io.BytesIO()
     context.set_spawning_popen(popen)
     try:
@@ -382,15 +382,6 @@ def _pickle_preparation(popen: OwnedPopen, process_obj: BaseProcess) -> bytes:
     finally:
         context.set_spawning_popen(None)
     return buffer.getvalue()
-
-
-main_module_keys = ("init_main_from_name", "init_main_from_path")
-
-
-def main_module_settings() -> dict[str, str]:
-    """What ``multiprocessing.spawn.prepare`` needs in order to import the main module again."""
-    settings = spawn.get_preparation_data("")
-    return {key: settings[key] for key in main_module_keys if key in settings}
 
 
 def own_popen(process: Any) -> OwnedPopen:

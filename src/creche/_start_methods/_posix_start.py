@@ -13,7 +13,6 @@ from ._posix_popen import (
     OwnedPopen,
     SpawnPopen,
     interrupts_blocked,
-    main_module_settings,
     own_popen,
 )
 
@@ -21,7 +20,6 @@ __all__ = [
     "PROCESS_TYPES",
     "abort_start",
     "forget_fork_server",
-    "main_module_settings",
     "own_started",
     "start",
 ]
