@@ -18,6 +18,7 @@ from . import _platform
 from ._errors import ProcessStateError
 from ._loops import current_loop, post, run_to_end
 from ._multiprocessing import process, reduction, spawn, util
+from ._start_methods import leave_fork_server
 from ._stop_request import StopListener, StopRequested
 from ._wire._framing import FrameKind, FrameReader, Section, pack
 from ._wire._outcomes import (
@@ -44,7 +45,7 @@ class ChildMain:
     :param main: how to import the main module
     :param backend: anyio's name of the event loop that async functions run in
     :param own_run: the ``run`` of a process object that brings its own, to be called instead
-    :param forked: whether the child is a fork of a process with signal handlers of its own
+    :param start_method: how the child came into being
     """
 
     wire: Connection
@@ -54,7 +55,7 @@ class ChildMain:
     main: dict[str, str]
     backend: str
     own_run: Callable[[], object] | None
-    forked: bool
+    start_method: str
 
     def __getstate__(self) -> dict[str, Any]:
         # While a process is being started, DupFd hands the descriptor over to it.
@@ -72,11 +73,13 @@ class ChildMain:
 
     def __call__(self) -> None:
         _platform.isolate_child()
-        if self.forked:
+        if self.start_method == "fork":
             _platform.reset_signals()
+        elif self.start_method == "forkserver":
+            leave_fork_server()
         _platform.die_with_parent(self.lifeline)
         stop = StopListener()
-        stop.listen(forked=self.forked)
+        stop.listen(forked=self.start_method == "fork")
         global _connection
         connection = _connection = ParentConnection(self.wire)
         connection.send((FrameKind.RUNNING, []))

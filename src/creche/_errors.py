@@ -108,8 +108,8 @@ class RemoteError(ProcessError):
     """Stands for an exception of the function that cannot be raised in the parent as it is.
 
     Either the exception cannot be pickled or rebuilt, or its type steers the interpreter or an
-    event loop (``KeyboardInterrupt``, ``GeneratorExit``, a cancellation) and would be taken for
-    such an event of the parent's own.
+    event loop (``KeyboardInterrupt``, ``GeneratorExit``, ``StopIteration``, a cancellation) and
+    would be taken for such an event of the parent's own.
     """
 
     type_name: str

@@ -102,6 +102,7 @@ class ProcessHandle:
         self._stop_when_launched: StopPolicy | None = None
         self._owned = False
         self._timed_out = False
+        self._stopping = False
         self._started_undecided = False
         self._settled: Outcome | None = None
         self._last_frame: Frame | None = None
@@ -228,7 +229,7 @@ class ProcessHandle:
                 main=main_module_settings(),
                 backend=backend,
                 own_run=None if self._call is not None else self.process.run,
-                forked=self.method == "fork",
+                start_method=self.method,
             )
             return start(self.process, self.method)
         except BaseException:
@@ -297,6 +298,8 @@ class ProcessHandle:
             self._decode(self._last_frame)
         elif self._decoded is not None:
             self._settle(self._decoded)
+        if self._stopping:
+            self._expect_decoded()
 
     def _on_data(self, data: bytes) -> None:
         if not data:
@@ -327,12 +330,15 @@ class ProcessHandle:
             self._timers.append(self._runtime.watcher.call_later(self.timeout, self._on_timeout))
 
     def _on_timeout(self) -> None:
-        if self._last_frame is None and self.exitcode is None:
-            self._timed_out = True
-            self._stop(self.policy)
+        # An outcome that came in time counts, but it must not take for ever to exit, or to unpickle.
+        self._timed_out = self._last_frame is None
+        self._stop(self.policy)
 
     def _stop(self, policy: StopPolicy) -> None:
-        if self._stopper is not None:
+        self._stopping = True
+        if self.exitcode is not None:
+            self._expect_decoded()
+        elif self._stopper is not None:
             self._stopper.stop(policy)
         elif self._stop_when_launched is None and not self.finished.is_set():
             self._stop_when_launched = policy
@@ -367,9 +373,29 @@ class ProcessHandle:
         self._runtime.unpicklers.submit(decode_in_thread)
 
     def _on_decoded(self, outcome: Outcome) -> None:
-        self._decoded = outcome
-        if self.exitcode is not None:
-            self._settle(outcome)
+        if not self.finished.is_set():
+            self._decoded = outcome
+            if self.exitcode is not None:
+                self._settle(outcome)
+
+    def _expect_decoded(self) -> None:
+        """The process is gone. Do not wait for ever for an object that blocks its unpickling."""
+        if not self.finished.is_set():
+            self._timers.append(
+                self._runtime.watcher.call_later(self.policy.kill_timeout, self._give_up_decoding)
+            )
+
+    def _give_up_decoding(self) -> None:
+        self._runtime.unpicklers.replace_one()
+        self._started_undecided = False
+        self._settle(
+            Failure(
+                SerializationError(
+                    f"the result of {describe(self.process.name, self.pid)} was still being"
+                    f" unpickled {self.policy.kill_timeout:g} seconds after it was to be stopped"
+                )
+            )
+        )
 
     def _decode_started(self, frame: Frame) -> None:
         self._started_undecided = True
@@ -381,6 +407,8 @@ class ProcessHandle:
         self._runtime.unpicklers.submit(decode_in_thread)
 
     def _on_started_decoded(self, outcome: Outcome) -> None:
+        if self.finished.is_set():
+            return
         self.started_outcome = outcome
         self._started_undecided = False
         self.ready.set()

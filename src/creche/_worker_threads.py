@@ -43,6 +43,14 @@ class WorkerThreads:
                     self._jobs.remove(job)
                     raise
 
+    def replace_one(self) -> None:
+        """A job never ends: allow a thread in place of the one that it keeps."""
+        with self._condition:
+            self._limit += 1
+            if not self._jobs:
+                return
+        self.submit(_do_nothing)  # makes a thread, which takes the oldest job
+
     def _run(self) -> None:
         while True:
             with self._condition:
@@ -56,3 +64,7 @@ class WorkerThreads:
             except BaseException:
                 _logger.exception("a job of creche's own failed; please report this")
             del job  # an idle thread keeps nothing alive
+
+
+def _do_nothing() -> None:
+    pass

@@ -20,6 +20,7 @@ if sys.platform == "win32":
         PROCESS_TYPES,
         abort_start,
         forget_fork_server,
+        leave_fork_server,
         own_started,
         start,
     )
@@ -28,6 +29,7 @@ else:
         PROCESS_TYPES,
         abort_start,
         forget_fork_server,
+        leave_fork_server,
         own_started,
         start,
     )
@@ -37,6 +39,7 @@ __all__ = [
     "check_start_method",
     "forget_fork_server",
     "forget_process",
+    "leave_fork_server",
     "main_module_settings",
     "make_process",
     "own_started",

@@ -103,3 +103,14 @@ def kill_fork_server() -> None:
     if _server is not None and _server._forkserver_pid is not None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(_server._forkserver_pid, signal.SIGKILL)
+
+
+def leave_fork_server() -> None:
+    """In a child of a server: close the descriptor that keeps the server running.
+
+    The server takes whatever a child writes there, by mistake, for a reason to end.
+    """
+    server: Any = forkserver._forkserver
+    if server._forkserver_alive_fd is not None:
+        os.close(server._forkserver_alive_fd)
+        server._forkserver_alive_fd = None

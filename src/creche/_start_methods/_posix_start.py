@@ -6,7 +6,7 @@ import multiprocessing.context
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from ._fork_server import forget_fork_server, kill_fork_server
+from ._fork_server import forget_fork_server, kill_fork_server, leave_fork_server
 from ._posix_popen import (
     ForkPopen,
     ForkServerPopen,
@@ -20,6 +20,7 @@ __all__ = [
     "PROCESS_TYPES",
     "abort_start",
     "forget_fork_server",
+    "leave_fork_server",
     "own_started",
     "start",
 ]

@@ -93,11 +93,12 @@ def _report(error: BaseException) -> tuple[str, str, str]:
 
 
 def _steers_the_interpreter(exception: BaseException) -> bool:
-    """Whether an event loop in the parent would take it for an event of its own."""
+    """Whether an event loop, or the coroutine that raises it again, would take it for its own."""
     trio = sys.modules.get("trio")
     steering: Iterable[type[BaseException]] = (
         KeyboardInterrupt,
         GeneratorExit,
+        StopIteration,
         asyncio.CancelledError,
         *((trio.Cancelled,) if trio is not None else ()),
     )
@@ -125,7 +126,7 @@ def encode_call(call: Call, name: str, handles: ArgumentHandles) -> list[Section
     """
     try:
         return dumps((call.func, call.args, call.kwargs), handles)
-    except Exception as error:
+    except BaseException as error:  # whatever a __reduce__ of the application raises
         what = _find_unpicklable(call) or "the function and its arguments together"
         raise SerializationError(
             f"cannot start {describe(name, None)}: {what} cannot be pickled"
@@ -137,7 +138,7 @@ def decode(frame: Frame, name: str, pid: int | None, exitcode: int | None) -> Ou
     """Turn a child's last frame into the outcome of its process."""
     try:
         return _decode(frame, name, pid, exitcode)
-    except Exception as error:
+    except BaseException as error:  # an object that raises SystemExit while it is unpickled, say
         return Failure(_cannot_unpickle("result", name, pid, error))
 
 
@@ -145,7 +146,7 @@ def decode_started(frame: Frame, name: str, pid: int | None) -> Outcome:
     """Turn a STARTED frame into what the child said."""
     try:
         return Value(loads(frame.sections))
-    except Exception as error:
+    except BaseException as error:
         return Failure(_cannot_unpickle("value given to started()", name, pid, error))
 
 
@@ -189,7 +190,7 @@ def _rebuild_exception(sections: list[Section]) -> BaseException:
     if len(sections) > 1:
         try:
             exception = loads(sections[1:])
-        except Exception:  # an __init__ with two required arguments, a class we do not have ...
+        except BaseException:  # an __init__ with two required arguments, a class we lack ...
             exception = None
     if not isinstance(exception, BaseException):
         exception = RemoteError(type_name, message, text)
@@ -197,7 +198,9 @@ def _rebuild_exception(sections: list[Section]) -> BaseException:
     return exception
 
 
-def _cannot_unpickle(what: str, name: str, pid: int | None, error: Exception) -> SerializationError:
+def _cannot_unpickle(
+    what: str, name: str, pid: int | None, error: BaseException
+) -> SerializationError:
     failure = SerializationError(
         f"the {what} of {describe(name, pid)} could not be unpickled"
         f" ({type(error).__name__}: {error})"
@@ -214,7 +217,7 @@ def _find_unpicklable(call: Call) -> str | None:
     for what, part in parts:
         try:
             dumps(part, ArgumentHandles())
-        except Exception:
+        except BaseException:
             return f"{what}, {_short_repr(part)},"
     return None
 
@@ -227,11 +230,11 @@ def _short_repr(obj: object) -> str:
 def _repr_of(obj: object) -> str:
     try:
         return repr(obj)
-    except Exception:
+    except BaseException:
         return f"an object of type {_name_of(type(obj))}"
 
 
-def _advice(error: Exception) -> str:
+def _advice(error: BaseException) -> str:
     text = str(error)
     if "local object" in text or "lambda" in text:
         return (
