@@ -506,6 +506,7 @@ class AsyncProcess(Generic[T_co]):
 
     async def _start_until_ready(self) -> Value | None:
         """Wait for the child's ``started()``; return what it said, or ``None`` if it has ended."""
+        self._handle.own()
         async with _StopUnlessDone(self):
             await self._handle.ready.wait()
             if isinstance(self._handle.started_outcome, Failure):

@@ -53,10 +53,10 @@ def die_with_parent(lifeline: int | None) -> None:
     if lifeline is not None:
         try:
             # F_SETOWN belongs to the open file, which all children share until they reopen it.
-            tied = sys.platform == "linux" and die_with_lifeline(f"/proc/self/fd/{lifeline}")
+            tied = die_with_lifeline(f"/proc/self/fd/{lifeline}", signal.SIGKILL)
         finally:
             os.close(lifeline)
-        if tied:
+        if tied is not None:
             return
     parent = process.parent_process()
     if parent is not None:
@@ -65,25 +65,27 @@ def die_with_parent(lifeline: int | None) -> None:
         ).start()
 
 
-def die_with_lifeline(path: str) -> bool:
-    """Have the kernel kill this process's group at the end of the pipe's last writer.
+def die_with_lifeline(path: str, number: int) -> int | None:
+    """Have the kernel signal this process's group at the end of the pipe's last writer.
 
-    Returns whether that is so; it is not where there is no ``/proc``.
+    :param path: where to open the read end of a :class:`Lifeline`
+    :param number: the signal
+    :return: a descriptor to keep open, or ``None`` where this cannot be: not on Linux, no ``/proc``
     """
     if sys.platform != "linux":
-        return False
+        return None
     try:
         pipe = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
-        return False
-    fcntl.fcntl(pipe, _F_SETSIG, signal.SIGKILL)
+        return None
+    fcntl.fcntl(pipe, _F_SETSIG, number)
     fcntl.fcntl(pipe, fcntl.F_SETOWN, -os.getpgrp())
     fcntl.fcntl(pipe, fcntl.F_SETFL, os.O_RDONLY | os.O_NONBLOCK | os.O_ASYNC)
     # A parent that ended before this was in place gives no signal any more.
     with contextlib.suppress(BlockingIOError):
         if not os.read(pipe, 1):
-            _die()
-    return True
+            os.killpg(os.getpgrp(), number)
+    return pipe
 
 
 def _wait_for_parent(parent: process.BaseProcess) -> None:

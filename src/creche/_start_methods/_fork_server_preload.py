@@ -11,17 +11,19 @@ import gc
 import importlib
 import json
 import os
+import select
 import signal
+import socket
+import stat
 import sys
-from multiprocessing import forkserver
-from typing import Any
+from collections.abc import Iterator
 
 import creche._child
-import creche._start_methods._posix_popen
 
 from .._multiprocessing import process, spawn
 from .._platform import die_with_lifeline, reset_signals
 from ._fork_server import ENVIRONMENT_KEY
+from ._posix_popen import open_exit_descriptor
 
 main_failure: Exception | None = None
 """Why the main module could not be imported. The children report it, instead of trying again: a
@@ -33,11 +35,8 @@ def prepare_server() -> None:
     os.setpgid(0, 0)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     settings = json.loads(os.environ.pop(ENVIRONMENT_KEY))
-    # The server's own loop notices the end of the application; importing a main module that
-    # never returns does not.
-    die_with_lifeline(settings["lifeline"])
-    atexit.register(_remove_socket, os.getpid(), settings["application"])
-    _import_main(settings["main"])
+    with _ending_with(settings["application"], settings["lifeline"]):
+        _import_main(settings["main"])
     for module in settings["modules"]:
         with contextlib.suppress(ImportError):
             importlib.import_module(module)
@@ -45,6 +44,69 @@ def prepare_server() -> None:
     # Objects that the collector never touches stay on pages that parent and children share.
     gc.collect()
     gc.freeze()
+
+
+@contextlib.contextmanager
+def _ending_with(application: int, lifeline: str) -> Iterator[None]:
+    """End with the application, and remove the server's socket if that was killed.
+
+    The server's own loop, later, notices the end of the application by itself; importing a main
+    module that never returns does not.
+    """
+    server = os.getpid()
+    address = _listening_address()
+
+    def remove_socket() -> None:
+        if os.getpid() == server and _has_ended(application):
+            with contextlib.suppress(OSError):
+                os.unlink(address)
+                os.rmdir(os.path.dirname(address))
+
+    def end(_signum: int, _frame: object) -> None:
+        remove_socket()
+        os._exit(1)
+
+    atexit.register(remove_socket)
+    signal.signal(signal.SIGTERM, end)
+    tie = die_with_lifeline(lifeline, signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if tie is not None:
+            os.close(tie)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _listening_address() -> str:
+    """The path of the socket that this server listens on, or an empty string."""
+    for descriptor in range(3, 64):
+        with contextlib.suppress(OSError):
+            if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+                with socket.socket(fileno=os.dup(descriptor)) as listener:
+                    address = listener.getsockname()
+                if isinstance(address, str) and address:
+                    return address
+    return ""
+
+
+def _has_ended(application: int) -> bool:
+    """Whether the application has ended, or does so just now.
+
+    A process that exits closes its pipes, which is what we hear of, some time before its children
+    get another parent.
+    """
+    if os.getppid() != application:
+        return True
+    try:
+        descriptor = open_exit_descriptor(application)
+    except ProcessLookupError:
+        return True
+    if descriptor is None:
+        return False
+    try:
+        return bool(select.select([descriptor], [], [], 1.0)[0])
+    finally:
+        os.close(descriptor)
 
 
 def _import_main(settings: dict[str, object]) -> None:
@@ -59,17 +121,6 @@ def _import_main(settings: dict[str, object]) -> None:
         main_failure = creche._child.MainModuleExited(f"sys.exit({error.code!r})")
     finally:
         del current._inheriting
-
-
-def _remove_socket(server_pid: int, application: int) -> None:
-    """Remove the server's socket and its folder where the application was killed."""
-    if os.getpid() == server_pid and os.getppid() != application:
-        server: Any = forkserver._forkserver
-        address = server._forkserver_address
-        if isinstance(address, str):
-            with contextlib.suppress(OSError):
-                os.unlink(address)
-                os.rmdir(os.path.dirname(address))
 
 
 if ENVIRONMENT_KEY in os.environ and "multiprocessing.forkserver" in sys.modules:
