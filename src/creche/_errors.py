@@ -36,7 +36,8 @@ class ProcessDied(ProcessError):
 
     exitcode: int | None
     """What ``multiprocessing`` calls the exit code: ``-N`` where signal *N* ended the process.
-    ``None`` where nobody could learn it, because the fork server died first."""
+    ``None`` where nobody could learn it, because the fork server died first or another part of the
+    program waited for the process; its ``exitcode`` is 255 then."""
 
     signal: int | None
     """The number of the signal that ended the process, or ``None``."""

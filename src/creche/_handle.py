@@ -14,11 +14,9 @@ gone       finished, or killed in vain (:attr:`stuck`)
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
-from ._child import ChildMain
 from ._errors import (
     ProcessDied,
     ProcessError,
@@ -28,34 +26,17 @@ from ._errors import (
     SerializationError,
     describe,
 )
+from ._inbox import Inbox
+from ._launching import start_child
 from ._lifecycle import Event, ProcessState, next_state
 from ._loops import Latch
-from ._platform import ParentWire, wire_pair
+from ._platform import ParentWire
 from ._runtime import Runtime
-from ._start_methods import (
-    abort_start,
-    forget_process,
-    main_module_settings,
-    own_started,
-    start,
-)
+from ._start_methods import abort_start, forget_process, own_started
 from ._stop_policy import StopPolicy
 from ._stopping import Stopper
 from ._watcher import Timer
-from ._wire._framing import BadFrameError, Frame, FrameKind, FrameReader, pack
-from ._wire._outcomes import (
-    Call,
-    Failure,
-    Outcome,
-    Value,
-    decode,
-    decode_started,
-    encode_call,
-)
-from ._wire._pickling import ArgumentHandles
-
-# Their outcome is told together with the exit code, which comes later.
-_FRAMES_ABOUT_EXITS = (FrameKind.EXITED, FrameKind.STOPPED)
+from ._wire._outcomes import Call, Failure, Outcome, Value
 
 
 class ProcessHandle:
@@ -84,7 +65,6 @@ class ProcessHandle:
         self.pid: int | None = None
         self.exitcode: int | None = None
         self.outcome: Outcome | None = None
-        self.started_outcome: Outcome | None = None
         self.stop_requested = False
         self.stuck = False
         self.keeps_descriptors = False
@@ -96,19 +76,13 @@ class ProcessHandle:
         self._maybe_runtime: Runtime | None = None
         self._popen: Any = None
         self._wire: ParentWire | None = None
-        self._reader = FrameReader()
+        self._inbox: Inbox | None = None
         self._watched: int | None = None
         self._stopper: Stopper | None = None
         self._stop_when_launched: StopPolicy | None = None
         self._owned = False
         self._timed_out = False
         self._stopping = False
-        self._started_undecided = False
-        self._settled: Outcome | None = None
-        self._last_frame: Frame | None = None
-        self._decoded: Outcome | None = None
-        self._wire_error: BadFrameError | None = None
-        self._wire_ended = False
         self._timers: list[Timer] = []
 
     # --- from any thread ----------------------------------------------------------------------
@@ -124,7 +98,7 @@ class ProcessHandle:
         if self.timeout is not None:
             runtime.watcher.call_soon(self._start_timeout)
         try:
-            runtime.starter.submit(lambda: self._launch(lambda: self._start_process(backend)))
+            runtime.starter.submit(lambda: self._launch(lambda: self._make_child(backend)))
         except RuntimeError as error:  # no more threads
             self._not_started(error)
 
@@ -189,6 +163,11 @@ class ProcessHandle:
             forget_process(self.process)
 
     @property
+    def started_outcome(self) -> Outcome | None:
+        """What the child gave to ``started()``, when :attr:`ready` is set."""
+        return None if self._inbox is None else self._inbox.started
+
+    @property
     def _runtime(self) -> Runtime:
         assert self._maybe_runtime is not None, "the process was not started"
         return self._maybe_runtime
@@ -211,37 +190,19 @@ class ProcessHandle:
         watcher.call_soon(self._attach)
         self.launched.set()
 
-    def _start_process(self, backend: str) -> Any:
-        handles = ArgumentHandles(inherited=self.method == "fork")
-        sections = [] if self._call is None else encode_call(self._call, self.process.name, handles)
-        wire, child_end = wire_pair()
-        lifeline = None
-        try:
-            # A copy, because a fork forgets the runtime before the child gets to see it.
-            lifeline = self._runtime.lifeline.duplicate()
-            self._wire = wire
-            wire.send(pack(FrameKind.CALL, sections))
-            self.process.run = ChildMain(
-                wire=child_end,
-                lifeline=lifeline,
-                descriptors=handles.descriptors,
-                objects=handles.objects or (),
-                main=main_module_settings(),
-                backend=backend,
-                own_run=None if self._call is not None else self.process.run,
-                start_method=self.method,
-            )
-            return start(self.process, self.method)
-        except BaseException:
-            self._wire = None
-            wire.close()
-            raise
-        finally:
-            child_end.close()
-            if lifeline is not None:
-                os.close(lifeline)
-            self.process.__dict__.pop("run", None)
-            self._call = None  # a child that runs for hours keeps no arguments alive
+    def _make_child(self, backend: str) -> Any:
+        call, self._call = self._call, None  # what runs for hours keeps no arguments alive
+        return start_child(
+            self.process,
+            method=self.method,
+            call=call,
+            backend=backend,
+            lifeline=self._runtime.lifeline,
+            on_wire=self._set_wire,
+        )
+
+    def _set_wire(self, wire: ParentWire | None) -> None:
+        self._wire = wire
 
     # --- in the watcher -----------------------------------------------------------------------
 
@@ -259,7 +220,10 @@ class ProcessHandle:
         watcher = self._runtime.watcher
         self._stopper = Stopper(watcher, self._popen, self._give_up)
         if self._wire is not None:
-            self._wire.attach(watcher.poller, self._on_data)
+            self._inbox = Inbox(
+                self, watcher, self._runtime.unpicklers, self.process.name, self._popen.pid
+            )
+            self._wire.attach(watcher.poller, self._inbox.receive)
         if self._stop_when_launched is not None:
             self._stopper.stop(self._stop_when_launched)
         self._watch_exit()
@@ -292,71 +256,57 @@ class ProcessHandle:
             self._wire.close()
         if not self.keeps_descriptors:
             self._popen.close()
-        if self._last_frame is None:
-            self._settle(Failure(self._death()))
-        elif self._last_frame.kind in _FRAMES_ABOUT_EXITS:
-            self._decode(self._last_frame)
-        elif self._decoded is not None:
-            self._settle(self._decoded)
+        if self._inbox is not None:
+            self._inbox.decode_exit(self._known_exitcode)
+        self._settle_if_known()
         if self._stopping:
-            self._expect_decoded()
+            self._expect_unpickled()
 
-    def _on_data(self, data: bytes) -> None:
-        if not data:
-            self._wire_ended = True
-            self._expect_exit()
-        elif self._last_frame is None and self._wire_error is None:
-            try:
-                for frame in self._reader.feed(data):
-                    self._on_frame(frame)
-            except BadFrameError as error:
-                self._wire_error = error
-                assert self._stopper is not None
-                self._stopper.kill(self.policy)
-
-    def _on_frame(self, frame: Frame) -> None:
-        if frame.kind is FrameKind.RUNNING:
+    def heard_running(self) -> None:
+        if self.state is ProcessState.STARTED:
             self.state = next_state(self.state, Event.RUN, self.process.name)
-        elif frame.kind is FrameKind.STARTED:
-            self._decode_started(frame)
-        elif self._last_frame is None:
-            self._last_frame = frame
-            if frame.kind not in _FRAMES_ABOUT_EXITS:
-                self._decode(frame)
-            self._expect_exit()
+
+    def heard_ready(self) -> None:
+        self.ready.set()
+        self._settle_if_known()
+
+    def heard_last_word(self) -> None:
+        self._expect_exit()
+
+    def heard_outcome(self) -> None:
+        self._settle_if_known()
+
+    def heard_garbage(self) -> None:
+        assert self._stopper is not None
+        self._stopper.kill(self.policy)
 
     def _start_timeout(self) -> None:
         if self.timeout is not None and not self.finished.is_set():
-            self._timers.append(self._runtime.watcher.call_later(self.timeout, self._on_timeout))
+            self._call_later(self.timeout, self._on_timeout)
 
     def _on_timeout(self) -> None:
-        # An outcome that came in time counts, but it must not take for ever to exit, or to unpickle.
-        self._timed_out = self._last_frame is None
+        # An outcome that came in time counts, but exiting and unpickling must not take for ever.
+        self._timed_out = self._inbox is None or not self._inbox.has_outcome
         self._stop(self.policy)
 
     def _stop(self, policy: StopPolicy) -> None:
         self._stopping = True
         if self.exitcode is not None:
-            self._expect_decoded()
+            self._expect_unpickled()
         elif self._stopper is not None:
             self._stopper.stop(policy)
         elif self._stop_when_launched is None and not self.finished.is_set():
             self._stop_when_launched = policy
             # Whoever starts it may hang: a fork server that was stopped, say.
-            self._timers.append(
-                self._runtime.watcher.call_later(policy.grace + policy.kill_timeout, self._give_up)
-            )
+            self._call_later(policy.grace + policy.kill_timeout, self._give_up)
 
     def _expect_exit(self) -> None:
         """See to it that a child that has said its last word, and is waited for, exits in time."""
-        done = self._last_frame is not None or self._wire_ended
-        if done and self._owned and self.exitcode is None and self._stopper is not None:
-            stopper = self._stopper
-            self._timers.append(
-                self._runtime.watcher.call_later(
-                    self.policy.exit_timeout, lambda: stopper.kill(self.policy)
-                )
-            )
+        inbox, stopper = self._inbox, self._stopper
+        if not self._owned or self.exitcode is not None or inbox is None or stopper is None:
+            return
+        if inbox.has_outcome or inbox.ended:
+            self._call_later(self.policy.exit_timeout, lambda: stopper.kill(self.policy))
 
     def _give_up(self) -> None:
         self.stuck = True
@@ -365,29 +315,14 @@ class ProcessHandle:
             abort_start(self.method)
         self.gone.set()
 
-    def _decode(self, frame: Frame) -> None:
-        def decode_in_thread() -> None:
-            outcome = decode(frame, self.process.name, self.pid, self.exitcode)
-            self._runtime.watcher.call_soon(lambda: self._on_decoded(outcome))
-
-        self._runtime.unpicklers.submit(decode_in_thread)
-
-    def _on_decoded(self, outcome: Outcome) -> None:
-        if not self.finished.is_set():
-            self._decoded = outcome
-            if self.exitcode is not None:
-                self._settle(outcome)
-
-    def _expect_decoded(self) -> None:
+    def _expect_unpickled(self) -> None:
         """The process is gone. Do not wait for ever for an object that blocks its unpickling."""
         if not self.finished.is_set():
-            self._timers.append(
-                self._runtime.watcher.call_later(self.policy.kill_timeout, self._give_up_decoding)
-            )
+            self._call_later(self.policy.kill_timeout, self._give_up_unpickling)
 
-    def _give_up_decoding(self) -> None:
-        self._runtime.unpicklers.replace_one()
-        self._started_undecided = False
+    def _give_up_unpickling(self) -> None:
+        assert self._inbox is not None
+        self._inbox.close()
         self._settle(
             Failure(
                 SerializationError(
@@ -397,47 +332,42 @@ class ProcessHandle:
             )
         )
 
-    def _decode_started(self, frame: Frame) -> None:
-        self._started_undecided = True
-
-        def decode_in_thread() -> None:
-            outcome = decode_started(frame, self.process.name, self.pid)
-            self._runtime.watcher.call_soon(lambda: self._on_started_decoded(outcome))
-
-        self._runtime.unpicklers.submit(decode_in_thread)
-
-    def _on_started_decoded(self, outcome: Outcome) -> None:
-        if self.finished.is_set():
-            return
-        self.started_outcome = outcome
-        self._started_undecided = False
-        self.ready.set()
-        if self._settled is not None:
-            self._settle(self._settled)
+    @property
+    def _known_exitcode(self) -> int | None:
+        return None if self._popen.exitcode_lost else self.exitcode
 
     def _death(self) -> ProcessError:
         """Say how a process ended that gave no outcome."""
-        name, pid, exitcode = self.process.name, self.pid, self.exitcode
-        if self._wire_error is not None:
+        name, pid, exitcode = self.process.name, self.pid, self._known_exitcode
+        if self._inbox is None:
+            return ProcessDied(exitcode, name=name, pid=pid)
+        if self._inbox.error is not None:
             return SerializationError(
                 f"{describe(name, pid)} was killed because something in it wrote to creche's"
-                f" connection: {self._wire_error}"
+                f" connection: {self._inbox.error}"
             )
-        if self._wire is None:
-            return ProcessDied(exitcode, name=name, pid=pid)
         never_ran = self.state is ProcessState.STARTED and not self.stop_requested
         if never_ran and exitcode is not None and exitcode > 0:
             return ProcessStartError(
                 f"{describe(name, pid)} ended with exit code {exitcode} before it could run its"
                 " function; it wrote the reason to stderr"
             )
-        detail = "it died while sending its result" if self._reader.in_frame else ""
+        detail = "it died while sending its result" if self._inbox.cut_off else ""
         return ProcessDied(exitcode, name=name, pid=pid, detail=detail)
 
-    def _settle(self, outcome: Outcome) -> None:
-        if self._started_undecided:  # ready comes before finished
-            self._settled = outcome
+    def _settle_if_known(self) -> None:
+        """The process has ended: its outcome is known when all that it has said is unpickled."""
+        inbox = self._inbox
+        if self.exitcode is None or (inbox is not None and inbox.busy):
             return
+        if inbox is not None and inbox.outcome is not None:
+            self._settle(inbox.outcome)
+        elif inbox is None and self.exitcode == 0:
+            self._settle(Value(None))
+        else:
+            self._settle(Failure(self._death()))
+
+    def _settle(self, outcome: Outcome) -> None:
         if self._timed_out:
             name = describe(self.process.name, self.pid)
             error = ProcessTimeout(
@@ -446,8 +376,6 @@ class ProcessHandle:
             if isinstance(outcome, Failure) and not isinstance(outcome.exception, ProcessDied):
                 error.__cause__ = outcome.exception
             outcome = Failure(error)
-        elif self._wire is None and self.exitcode == 0:
-            outcome = Value(None)
         self._finish(outcome)
 
     def _finish(self, outcome: Outcome) -> None:
@@ -459,6 +387,9 @@ class ProcessHandle:
         self.state = next_state(self.state, Event.END, self.process.name)
         self._runtime.live.discard(self)
         self._set_all_latches()
+
+    def _call_later(self, delay: float, callback: Callable[[], None]) -> None:
+        self._timers.append(self._runtime.watcher.call_later(delay, callback))
 
     def _set_all_latches(self) -> None:
         for latch in (self.launched, self.ready, self.finished, self.gone):

@@ -41,6 +41,7 @@ class OwnedPopen(popen_fork.Popen):
     _reaped: Latch
     parent_descriptors: tuple[int, ...] = ()
     server_lost = False
+    exitcode_lost = False
     _exit_descriptor: int | None = None
 
     def __init__(self, process_obj: BaseProcess) -> None:
@@ -78,15 +79,15 @@ class OwnedPopen(popen_fork.Popen):
                     self.kill_group()
                 _, status = os.waitpid(self.pid, 0)
             except ChildProcessError:  # reaped by somebody's waitpid(-1), or by SIGCHLD ignored
-                self._set_returncode(LOST_EXIT_CODE)
+                self.give_up_exit_code()
             else:
                 self._set_returncode(os.waitstatus_to_exitcode(status))
         return self.returncode
 
-    def give_up_exit_code(self) -> int:
+    def give_up_exit_code(self) -> None:
         """The child has ended, and so has whoever knew its exit code."""
+        self.exitcode_lost = True
         self._set_returncode(LOST_EXIT_CODE)
-        return LOST_EXIT_CODE
 
     def ask_to_stop(self) -> None:
         self.send_signal(signal.SIGTERM)
@@ -391,7 +392,7 @@ def own_popen(process: Any) -> OwnedPopen:
     popen._reaped = Latch()
     if popen.returncode is not None:
         popen._reaped.set()
-    return cast(OwnedPopen, popen)
+    return cast("OwnedPopen", popen)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,136 @@
+"""What a child has said: its frames in, outcomes out.
+
+An :class:`Inbox` runs in the watcher. Unpickling runs the application's own code (constructors,
+imports), which may take long or never end, so it goes to threads of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from ._watcher import Watcher
+from ._wire._framing import BadFrameError, Frame, FrameKind, FrameReader
+from ._wire._outcomes import Outcome, decode, decode_started
+from ._worker_threads import WorkerThreads
+
+# Their outcome is told together with the exit code, which comes later.
+_FRAMES_ABOUT_EXITS = (FrameKind.EXITED, FrameKind.STOPPED)
+
+
+class Listener(Protocol):
+    """Who wants to know. All calls come from the watcher."""
+
+    def heard_running(self) -> None:
+        """The child runs its function."""
+
+    def heard_ready(self) -> None:
+        """What the child gave to ``started()`` is in :attr:`Inbox.started`."""
+
+    def heard_last_word(self) -> None:
+        """Nothing more will come: the child has sent its outcome, or closed the wire."""
+
+    def heard_outcome(self) -> None:
+        """The outcome is in :attr:`Inbox.outcome`."""
+
+    def heard_garbage(self) -> None:
+        """The child has sent something that is no frame: see :attr:`Inbox.error`."""
+
+
+class Inbox:
+    """Takes in what one child sends."""
+
+    def __init__(
+        self, listener: Listener, watcher: Watcher, unpicklers: WorkerThreads, name: str, pid: int
+    ) -> None:
+        self.started: Outcome | None = None
+        self.outcome: Outcome | None = None
+        self.error: BadFrameError | None = None
+        self.ended = False
+        self._listener = listener
+        self._watcher = watcher
+        self._unpicklers = unpicklers
+        self._name = name
+        self._pid = pid
+        self._reader = FrameReader()
+        self._last_frame: Frame | None = None
+        self._unpickling = 0
+        self._closed = False
+
+    @property
+    def has_outcome(self) -> bool:
+        """Whether the child has sent an outcome, unpickled or not."""
+        return self._last_frame is not None
+
+    @property
+    def cut_off(self) -> bool:
+        """Whether what came last is the beginning of something."""
+        return self._reader.in_frame
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is being unpickled."""
+        return self._unpickling > 0
+
+    def receive(self, data: bytes) -> None:
+        """Take in the next bytes; none at the end."""
+        if not data:
+            self.ended = True
+            self._listener.heard_last_word()
+        elif self._last_frame is None and self.error is None:
+            try:
+                for frame in self._reader.feed(data):
+                    self._receive_frame(frame)
+            except BadFrameError as error:
+                self.error = error
+                self._listener.heard_garbage()
+
+    def decode_exit(self, exitcode: int | None) -> None:
+        """The process has ended: decode an outcome that is told together with the exit code."""
+        frame = self._last_frame
+        if frame is not None and frame.kind in _FRAMES_ABOUT_EXITS:
+            self._unpickle_outcome(frame, exitcode)
+
+    def close(self) -> None:
+        """Whatever is still being unpickled, nobody wants to know any more."""
+        self._closed = True
+        for _ in range(self._unpickling):
+            self._unpicklers.replace_one()
+
+    def _receive_frame(self, frame: Frame) -> None:
+        if frame.kind is FrameKind.RUNNING:
+            self._listener.heard_running()
+        elif frame.kind is FrameKind.STARTED:
+            self._unpickle_started(frame)
+        elif self._last_frame is None:
+            self._last_frame = frame
+            if frame.kind not in _FRAMES_ABOUT_EXITS:
+                self._unpickle_outcome(frame, None)
+            self._listener.heard_last_word()
+
+    def _unpickle_started(self, frame: Frame) -> None:
+        def unpickle() -> None:
+            outcome = decode_started(frame, self._name, self._pid)
+            self._watcher.call_soon(lambda: deliver(outcome))
+
+        def deliver(outcome: Outcome) -> None:
+            self._unpickling -= 1
+            if not self._closed:
+                self.started = outcome
+                self._listener.heard_ready()
+
+        self._unpickling += 1
+        self._unpicklers.submit(unpickle)
+
+    def _unpickle_outcome(self, frame: Frame, exitcode: int | None) -> None:
+        def unpickle() -> None:
+            outcome = decode(frame, self._name, self._pid, exitcode)
+            self._watcher.call_soon(lambda: deliver(outcome))
+
+        def deliver(outcome: Outcome) -> None:
+            self._unpickling -= 1
+            if not self._closed:
+                self.outcome = outcome
+                self._listener.heard_outcome()
+
+        self._unpickling += 1
+        self._unpicklers.submit(unpickle)
