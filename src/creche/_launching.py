@@ -30,8 +30,8 @@ def start_child(
     :param call: what it is to run; ``None`` for its own ``run``
     :param backend: anyio's name of the backend for async functions
     :param lifeline: what ends with this process
-    :param on_wire: told the wire before the child exists, as a fork that another thread makes at the
-        same time has to close it; and ``None`` when the start has failed
+    :param on_wire: told the wire before the child exists, as a fork that another thread makes
+        meanwhile has to close it; and ``None`` when the start has failed
     :raises SerializationError: if the function or an argument cannot be pickled
     :raises Exception: if the process cannot be started
     """

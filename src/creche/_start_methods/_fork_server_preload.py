@@ -35,7 +35,9 @@ def prepare_server() -> None:
     os.setpgid(0, 0)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     settings = json.loads(os.environ.pop(ENVIRONMENT_KEY))
-    with _ending_with(settings["application"], settings["lifeline"]):
+    address = _listening_address()
+    _remove_socket_at_exit(address, settings["application"])
+    with _dying_with(settings["lifeline"], address):
         _import_main(settings["main"])
     for module in settings["modules"]:
         with contextlib.suppress(ImportError):
@@ -46,35 +48,48 @@ def prepare_server() -> None:
     gc.freeze()
 
 
-@contextlib.contextmanager
-def _ending_with(application: int, lifeline: str) -> Iterator[None]:
-    """End with the application, and remove the server's socket if that was killed.
-
-    The server's own loop, later, notices the end of the application by itself; importing a main
-    module that never returns does not.
-    """
+def _remove_socket_at_exit(address: str, application: int) -> None:
+    """Where the application was killed, remove what it would have removed at its end."""
     server = os.getpid()
-    address = _listening_address()
 
     def remove_socket() -> None:
         if os.getpid() == server and _has_ended(application):
-            with contextlib.suppress(OSError):
-                os.unlink(address)
-                os.rmdir(os.path.dirname(address))
-
-    def end(_signum: int, _frame: object) -> None:
-        remove_socket()
-        os._exit(1)
+            _remove_socket(address)
 
     atexit.register(remove_socket)
-    signal.signal(signal.SIGTERM, end)
-    tie = die_with_lifeline(lifeline, signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def _dying_with(lifeline: str, address: str) -> Iterator[None]:
+    """Die with the application while the block runs, whatever the block does.
+
+    The server's own loop, later, notices the end of the application by itself. Importing a main
+    module that never returns, or sits in C code that holds the GIL, does not: there the kernel
+    kills the server, and a process made for that removes its socket.
+    """
+    tie = die_with_lifeline(lifeline, signal.SIGKILL)
+    if tie is None:
+        yield
+        return
+    janitor = os.fork()
+    if janitor == 0:
+        os.setpgid(0, 0)  # out of the group that the kernel kills
+        os.set_blocking(tie, True)
+        os.read(tie, 1)
+        _remove_socket(address)
+        os._exit(0)
     try:
         yield
     finally:
-        if tie is not None:
-            os.close(tie)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.close(tie)
+        os.kill(janitor, signal.SIGKILL)
+        os.waitpid(janitor, 0)
+
+
+def _remove_socket(address: str) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink(address)
+        os.rmdir(os.path.dirname(address))
 
 
 def _listening_address() -> str:
