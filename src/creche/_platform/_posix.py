@@ -21,6 +21,9 @@ def isolate_child() -> None:
     # EPERM: we lead a session already, and with it a group of our own.
     with contextlib.suppress(PermissionError):
         os.setpgid(0, 0)
+    # It was blocked since before we were born. Ignoring it drops one that came meanwhile.
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.default_int_handler if handler is None else handler)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 

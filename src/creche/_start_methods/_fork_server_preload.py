@@ -21,7 +21,7 @@ from collections.abc import Iterator
 import creche._child
 
 from .._multiprocessing import process, spawn
-from .._platform import die_with_lifeline, reset_signals
+from .._platform import die_with_lifeline, isolate_child, reset_signals
 from ._fork_server import ENVIRONMENT_KEY
 from ._posix_popen import open_exit_descriptor
 
@@ -31,9 +31,7 @@ main module without a guard would run the whole program once more in each of the
 
 
 def prepare_server() -> None:
-    # A Ctrl-C is for the foreground process group. The children start in the server's group.
-    os.setpgid(0, 0)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    isolate_child()  # the children start in the server's process group
     settings = json.loads(os.environ.pop(ENVIRONMENT_KEY))
     address = _listening_address()
     _remove_socket_at_exit(address, settings["application"])
@@ -83,7 +81,8 @@ def _dying_with(lifeline: str, address: str) -> Iterator[None]:
     finally:
         os.close(tie)
         os.kill(janitor, signal.SIGKILL)
-        os.waitpid(janitor, 0)
+        with contextlib.suppress(ChildProcessError):  # where the application ignores SIGCHLD
+            os.waitpid(janitor, 0)
 
 
 def _remove_socket(address: str) -> None:
