@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any
 
 from .._errors import (
@@ -86,10 +87,21 @@ def exit_message(reason: object) -> Message:
 def _report(error: BaseException) -> tuple[str, str, str]:
     """Describe an exception in strings, which always travel."""
     try:
-        text = "".join(traceback.format_exception(error))
+        text = "".join(
+            traceback.format_exception(type(error), error, _below_creche(error.__traceback__))
+        )
     except BaseException as failed:  # an exception whose own methods raise, or no memory left
         text = f"(the traceback could not be formatted: {type(failed).__name__})\n"
     return _name_of(type(error)), _text_of(error), text
+
+
+def _below_creche(frames: TracebackType | None) -> TracebackType | None:
+    """Leave out the frames with which creche called the function."""
+    while frames is not None and frames.tb_next is not None:
+        if frames.tb_frame.f_globals.get("__name__", "").partition(".")[0] != "creche":
+            break
+        frames = frames.tb_next
+    return frames
 
 
 def _steers_the_interpreter(exception: BaseException) -> bool:

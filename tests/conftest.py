@@ -1,0 +1,179 @@
+"""Fixtures of all tests, and the check after each of them that nothing is left over."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker
+from pathlib import Path
+from typing import Any
+
+import anyio
+import psutil
+import pytest
+from scripts import Program
+from support import Announcements, double
+
+import creche
+from creche._start_methods import _fork_server
+
+START_METHODS = ("forkserver", "spawn", "fork")
+
+# Whoever inherits this from the tests is theirs, whatever became of its parent.
+MARKER = "CRECHE_TESTS"
+os.environ[MARKER] = _marker = uuid.uuid4().hex
+
+# The watcher, the starter and two unpicklers, however many processes there are.
+CRECHE_THREADS = 4
+# Threads that anyio, asyncio and Trio keep for a while.
+OTHER_THREADS = 8
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(params=START_METHODS)
+def start_method(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def announcements(tmp_path: Path) -> Iterator[Announcements]:
+    """A FIFO in which a test waits for what children write to it."""
+    fifo = Announcements(tmp_path / "announcements")
+    yield fifo
+    fifo.close()
+
+
+@pytest.fixture
+def program() -> Iterator[Program]:
+    """A program of its own, of which nothing may be left when the test ends."""
+    # Not in tmp_path, which is too long for the path of a socket.
+    with tempfile.TemporaryDirectory(prefix="creche-") as folder:
+        program = Program(Path(folder))
+        yield program
+        left = program.wait_until_gone(10)
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+        assert not left, f"processes left over: {left}"
+        assert not program.files_left()
+
+
+@pytest.fixture(scope="session")
+def machinery() -> None:
+    """Bring up what creche keeps as long as the process lives: that is not a leak."""
+
+    async def use(*methods: str) -> None:
+        for method in methods:
+            assert await creche.run_in_process(double, 1, start_method=method) == 2
+
+    anyio.run(use, "spawn", "fork", backend="trio")
+    anyio.run(use, "forkserver", backend="asyncio")
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """What a test could leave behind."""
+
+    processes: frozenset[int]
+    descriptors: int
+    shared_memory: frozenset[str]
+
+    @classmethod
+    def take(cls) -> Inventory:
+        return cls(_our_processes(), _count_descriptors(), _shared_memory())
+
+    def beyond(self, before: Inventory) -> list[str]:
+        """Describe what is here and was not there before."""
+        found = [
+            f"process {_describe(pid)}"
+            for pid in self.processes - before.processes - _servers()
+            if _describe(pid)
+        ]
+        if self.descriptors > before.descriptors:
+            found.append(
+                f"{self.descriptors - before.descriptors} descriptors, now open: {_descriptors()}"
+            )
+        found += [f"/dev/shm/{name}" for name in self.shared_memory - before.shared_memory]
+        return found
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_over(machinery: None) -> Iterator[None]:
+    """Fail a test that leaves processes, zombies, descriptors, threads or shared memory behind."""
+    before = Inventory.take()
+    threads = threading.active_count()
+    yield
+    # What was killed and never awaited, such as a grandchild, may take a moment to go.
+    deadline = time.monotonic() + 10
+    while (left := Inventory.take().beyond(before)) and time.monotonic() < deadline:
+        gc.collect()  # a failed test's traceback keeps objects alive
+        time.sleep(0.01)
+    assert not left, f"left over: {left}"
+    ours = [thread.name for thread in threading.enumerate() if thread.name.startswith("creche-")]
+    assert len(ours) <= CRECHE_THREADS, ours
+    assert threading.active_count() <= threads + OTHER_THREADS, threading.enumerate()
+
+
+def _our_processes() -> frozenset[int]:
+    """Descendants, zombies included, and orphans that were descendants once."""
+    found = {child.pid for child in psutil.Process().children(recursive=True)}
+    if sys.platform == "linux":
+        found |= {pid for pid in psutil.pids() if pid != os.getpid() and _is_marked(pid)}
+    return frozenset(found)
+
+
+def _is_marked(pid: int) -> bool:
+    try:
+        environment = Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return False
+    return f"{MARKER}={_marker}".encode() in environment.split(b"\0")
+
+
+def _servers() -> set[int | None]:
+    """The servers that live as long as the application: a dead one is reaped by the next start."""
+    standard: Any = forkserver
+    tracker: Any = resource_tracker
+    ours = _fork_server._server
+    return {
+        standard._forkserver._forkserver_pid,
+        ours._forkserver_pid if ours is not None else None,
+        tracker._resource_tracker._pid,
+    }
+
+
+def _describe(pid: int) -> str:
+    try:
+        process = psutil.Process(pid)
+        return f"{pid} ({process.status()}): {' '.join(process.cmdline())}"
+    except psutil.NoSuchProcess:
+        return ""
+
+
+def _count_descriptors() -> int:
+    return len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0
+
+
+def _descriptors() -> list[str]:
+    found = []
+    for descriptor in os.listdir("/proc/self/fd"):
+        try:
+            found.append(f"{descriptor} -> {os.readlink(f'/proc/self/fd/{descriptor}')}")
+        except OSError:
+            continue
+    return found
+
+
+def _shared_memory() -> frozenset[str]:
+    return frozenset(os.listdir("/dev/shm")) if sys.platform == "linux" else frozenset()

@@ -1,0 +1,621 @@
+"""What the tests run in children, and how they wait for them.
+
+It is a module of its own because children import what they run: nothing in here may depend on
+pytest or be expensive to import.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import ctypes
+import functools
+import itertools
+import os
+import resource
+import select
+import signal
+import socket
+import stat
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from multiprocessing import util
+from pathlib import Path
+from typing import Any, NoReturn
+
+import anyio
+
+from creche import ProcessDied, from_process
+
+TIMEOUT = 60.0
+"""Seconds that every wait of the tests may take: far more than any needs."""
+
+
+# --- saying and hearing what runs -----------------------------------------------------------------
+
+
+class Announcements:
+    """A FIFO to which any process writes lines, and in which a test waits for them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+        os.mkfifo(path)
+        # Open for writing as well: it never ends, however many writers come and go.
+        self._descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+        self._received = b""
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+    async def get(self) -> str:
+        """Wait for the next line."""
+        with anyio.fail_after(TIMEOUT):
+            while b"\n" not in self._received:
+                await anyio.wait_readable(self._descriptor)
+                self._receive()
+        return self._take()
+
+    async def get_pid(self) -> int:
+        return int(await self.get())
+
+    def get_blocking(self) -> str:
+        """Wait for the next line in a test without an event loop."""
+        deadline = time.monotonic() + TIMEOUT
+        while b"\n" not in self._received:
+            if not _readable(self._descriptor, deadline - time.monotonic()):
+                raise TimeoutError(f"nothing was announced in {TIMEOUT:g} seconds")
+            self._receive()
+        return self._take()
+
+    def _receive(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._received += os.read(self._descriptor, 4096)
+
+    def _take(self) -> str:
+        line, _, self._received = self._received.partition(b"\n")
+        return line.decode()
+
+
+def announce(path: str, text: object = None) -> None:
+    """Write a line to the :class:`Announcements` at ``path``: by default this process's id."""
+    line = f"{os.getpid() if text is None else text}\n".encode()
+    descriptor = os.open(path, os.O_WRONLY)
+    try:
+        os.write(descriptor, line)  # short enough to be atomic
+    finally:
+        os.close(descriptor)
+
+
+def announce_then(path: str, func: Callable[..., Any], *args: Any) -> Any:
+    announce(path)
+    return func(*args)
+
+
+def started_then(func: Callable[..., Any], *args: Any) -> Any:
+    """What a function that fails after it was ready looks like to ``ProcessNursery.start``."""
+    from_process.started("ready")
+    return func(*args)
+
+
+def wait_until_gone(pid: int, timeout: float = TIMEOUT) -> bool:
+    """Wait until a process, of whatever parent, runs no more."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return _readable(pidfd, timeout)
+    finally:
+        os.close(pidfd)
+
+
+def _readable(descriptor: int, timeout: float) -> bool:
+    poller = select.poll()
+    poller.register(descriptor, select.POLLIN)
+    return bool(poller.poll(max(0.0, timeout) * 1000))
+
+
+def open_descriptors() -> Iterator[int]:
+    """The descriptors that this process has open, in a list that closing them does not disturb."""
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            os.fstat(int(name))
+            yield int(name)
+
+
+# --- plain work ----------------------------------------------------------------------------------
+
+
+def double(number: int) -> int:
+    return 2 * number
+
+
+def payload(size: int) -> bytes:
+    return bytes(size)
+
+
+def many_objects(number: int) -> list[dict[str, int]]:
+    return [{"number": i} for i in range(number)]
+
+
+# --- ends without an outcome ----------------------------------------------------------------------
+
+
+def segfault() -> NoReturn:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    ctypes.string_at(0)
+    raise AssertionError("unreachable")
+
+
+def abort() -> NoReturn:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.abort()
+
+
+def exit_at_once(code: int) -> NoReturn:
+    os._exit(code)
+
+
+def exit_in_order(*code: Any) -> NoReturn:
+    sys.exit(*code)
+
+
+async def exit_in_order_async(*code: Any) -> NoReturn:
+    await anyio.lowlevel.checkpoint()
+    sys.exit(*code)
+
+
+def exit_from_thread() -> None:
+    """Another thread ends the process while the main one waits."""
+    threading.Thread(target=os._exit, args=(5,)).start()
+    wait_for_ever()
+
+
+def send_signal(number: int) -> None:
+    os.kill(os.getpid(), number)
+    time.sleep(TIMEOUT)
+
+
+class UnprintableReason:
+    def __str__(self) -> str:
+        raise ValueError("no text for this")
+
+
+def exit_with_unprintable_reason() -> NoReturn:
+    sys.exit(UnprintableReason())  # type: ignore[arg-type]
+
+
+# --- never ends by itself -------------------------------------------------------------------------
+
+
+def wait_for_ever() -> None:
+    while True:
+        signal.pause()
+
+
+async def wait_for_ever_async() -> None:
+    await anyio.sleep_forever()
+
+
+def busy_loop() -> None:
+    while True:
+        pass
+
+
+def hold_the_gil() -> None:
+    """C code that neither lets go of the GIL nor looks for signals, ever."""
+    deque(itertools.repeat(None), maxlen=0)
+
+
+def ignore_sigterm(ready: str | None = None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if ready is not None:
+        announce(ready)
+    wait_for_ever()
+
+
+def swallow_stop(ready: str | None = None) -> None:
+    """Catch the request to stop, and go on."""
+    while True:
+        try:
+            if ready is not None:
+                path, ready = ready, None
+                announce(path)
+            wait_for_ever()
+        except BaseException:
+            continue
+
+
+def hang_in_finally(ready: str | None = None) -> None:
+    try:
+        if ready is not None:
+            announce(ready)
+        wait_for_ever()
+    finally:
+        wait_for_ever()
+
+
+def announce_when_stopped(path: str) -> None:
+    try:
+        wait_for_ever()
+    finally:
+        announce(path)
+        wait_for_ever()
+
+
+def raise_in_finally(ready: str) -> None:
+    try:
+        announce(ready)
+        wait_for_ever()
+    finally:
+        raise ValueError("while cleaning up")
+
+
+def clean_up(ready: str) -> None:
+    try:
+        announce(ready)
+        wait_for_ever()
+    finally:
+        announce(ready, "cleaned up")
+
+
+async def clean_up_async(ready: str) -> None:
+    try:
+        announce(ready)
+        await anyio.sleep_forever()
+    finally:
+        announce(ready, "cleaned up")
+
+
+# --- exceptions -----------------------------------------------------------------------------------
+
+
+class TwoArguments(Exception):
+    """Cannot be rebuilt: its ``args`` do not fit its ``__init__``."""
+
+    def __init__(self, what: str, why: str) -> None:
+        super().__init__(f"{what} because of {why}")
+
+
+class HoldsALock(Exception):
+    """Cannot be pickled."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.lock = threading.Lock()
+
+
+class Unprintable(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no text for this")
+
+
+class RefusesPickling(Exception):
+    def __reduce__(self) -> NoReturn:
+        raise RuntimeError("not me")
+
+
+class ExitsOnPickling(Exception):
+    def __reduce__(self) -> NoReturn:
+        sys.exit(9)
+
+
+class BecomesANumber(Exception):
+    """Unpickles to something that cannot be raised."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return int, ("7",)
+
+
+class ExitsOnUnpickling(Exception):
+    """Would end the thread that unpickles it in the parent."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return sys.exit, ("unpickled",)
+
+
+class HasDefaults(Exception):
+    """Keeps more than its ``args``."""
+
+    def __init__(self, message: str, *, code: int = 0) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class CustomBaseException(BaseException):
+    pass
+
+
+def raise_it(error: BaseException) -> NoReturn:
+    raise error
+
+
+async def raise_it_async(error: BaseException) -> NoReturn:
+    await anyio.lowlevel.checkpoint()
+    raise error
+
+
+def raise_type(kind: type[BaseException], *args: Any, **kwargs: Any) -> NoReturn:
+    raise kind(*args, **kwargs)
+
+
+def raise_local_type() -> NoReturn:
+    class Local(Exception):
+        pass
+
+    raise Local("nobody else knows this type")
+
+
+def raise_with_note() -> NoReturn:
+    error = HasDefaults("with a note", code=7)
+    error.add_note("see the manual")
+    raise error
+
+
+def raise_from() -> NoReturn:
+    try:
+        raise LookupError("the reason")
+    except LookupError as error:
+        raise ValueError("the consequence") from error
+
+
+def raise_group() -> NoReturn:
+    raise ExceptionGroup("two", [ValueError("one"), ExceptionGroup("more", [KeyError("two")])])
+
+
+def raise_cancelled() -> NoReturn:
+    raise asyncio.CancelledError("not by the parent")
+
+
+def raise_process_died() -> NoReturn:
+    """What a function that uses creche itself may fail with."""
+    raise ProcessDied(-9, name="inner", pid=4711, detail="seen in a child")
+
+
+def recurse() -> None:
+    recurse()
+
+
+def run_out_of_memory() -> bytes:
+    soft = 2 * 1024**3
+    resource.setrlimit(resource.RLIMIT_AS, (soft, soft))
+    return bytes(4 * 1024**3)
+
+
+def fill_memory() -> NoReturn:
+    """Fail when there is next to nothing left, with the traceback holding on to all of it."""
+    limit = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    limit += 64 * 1024**2
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    hoard: list[Any] = []
+    for size in (1 << 20, 1 << 16, 1 << 12, 1 << 8):
+        with contextlib.suppress(MemoryError):
+            while True:
+                hoard.append(bytearray(size))
+    while True:
+        hoard = [hoard, bytearray(64)]
+
+
+# --- values and arguments -------------------------------------------------------------------------
+
+
+class RefusesUnpickling:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return raise_it, (RuntimeError("not in here"),)
+
+
+class LeavesOnUnpickling:
+    """Calls ``leave(*args)`` wherever it is unpickled."""
+
+    def __init__(self, leave: Callable[..., Any], *args: Any) -> None:
+        self._call = leave, args
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self._call
+
+
+class LeavesOnPickling:
+    def __init__(self, leave: Callable[..., Any], *args: Any) -> None:
+        self._call = leave, args
+
+    def __reduce__(self) -> NoReturn:
+        leave, args = self._call
+        leave(*args)
+        raise AssertionError("unreachable")
+
+
+def ignore(*_: object) -> None:
+    pass
+
+
+def make(kind: Callable[..., Any], *args: Any) -> Any:
+    """Return what could not be passed as an argument."""
+    return kind(*args)
+
+
+def open_file() -> Any:
+    return open(os.devnull)
+
+
+def make_lambda() -> Callable[[], int]:
+    return lambda: 1
+
+
+def make_deep_list() -> list[Any]:
+    deep: list[Any] = []
+    for _ in range(200_000):
+        deep = [deep]
+    return deep
+
+
+async def make_async(kind: Callable[..., Any], *args: Any) -> Any:
+    await anyio.lowlevel.checkpoint()
+    return kind(*args)
+
+
+# --- descriptors ----------------------------------------------------------------------------------
+
+
+def _sockets_and_pipes() -> Iterator[int]:
+    for descriptor in open_descriptors():
+        mode = os.fstat(descriptor).st_mode
+        if descriptor > 2 and (stat.S_ISSOCK(mode) or stat.S_ISFIFO(mode)):
+            yield descriptor
+
+
+def write_garbage() -> str:
+    """Write to everything inherited that somebody else may read from."""
+    for descriptor in list(_sockets_and_pipes()):
+        with contextlib.suppress(OSError):
+            os.set_blocking(descriptor, False)
+            os.write(descriptor, b"\xff garbage \x00\n" * 100)
+    return "garbage was written"
+
+
+def _write_to_sockets(data: bytes) -> None:
+    for descriptor in list(_sockets_and_pipes()):
+        if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+            with contextlib.suppress(OSError):
+                os.write(descriptor, data)
+
+
+VALUE_FRAME = 5
+
+
+def _frame_header(length: int) -> bytes:
+    return struct.pack("!4sBIQ", b"crch", VALUE_FRAME, 1, length)
+
+
+def die_while_sending() -> NoReturn:
+    """End in the middle of what looks like a result."""
+    _write_to_sockets(_frame_header(1000) + b"only the beginning")
+    os._exit(0)
+
+
+def announce_enormous_result() -> None:
+    """Begin a result that says to be larger than any memory, and return normally."""
+    _write_to_sockets(_frame_header(1 << 62))
+
+
+def forge_result() -> None:
+    """Send a well-formed result that is not a pickle."""
+    data = b"this is not a pickle"
+    _write_to_sockets(_frame_header(len(data)) + data)
+
+
+def close_descriptors() -> str:
+    os.closerange(0, 4096)
+    return "cannot be told"
+
+
+def close_standard_streams() -> str:
+    for stream in (sys.stdout, sys.stderr):
+        stream.close()
+    os.closerange(0, 3)
+    return "no streams"
+
+
+# --- hangs at exit --------------------------------------------------------------------------------
+
+
+def leave_thread_behind() -> str:
+    threading.Thread(target=wait_in_thread, daemon=False).start()
+    return "a thread is left"
+
+
+def wait_in_thread() -> None:
+    threading.Event().wait()
+
+
+def hang_in_finalizer() -> str:
+    util.Finalize(None, wait_in_thread, exitpriority=1)
+    atexit.register(wait_in_thread)
+    return "hangs"
+
+
+def stop_in_finalizer() -> str:
+    util.Finalize(None, os.kill, (os.getpid(), signal.SIGSTOP), exitpriority=1)
+    return "stopped"
+
+
+def crash_in_finalizer() -> str:
+    util.Finalize(None, os._exit, (7,), exitpriority=1)
+    return "crashes"
+
+
+def raise_and_hang() -> NoReturn:
+    hang_in_finalizer()
+    raise ValueError("and hangs")
+
+
+def exit_and_hang() -> NoReturn:
+    hang_in_finalizer()
+    sys.exit("and hangs")
+
+
+# --- descendants ----------------------------------------------------------------------------------
+
+
+def spawn_grandchild(ready: str | None = None, *, new_session: bool = False) -> int:
+    """Start a process that keeps every descriptor of this one, and outlives it."""
+    for descriptor in list(open_descriptors()):
+        os.set_inheritable(descriptor, True)
+    code = "import time; time.sleep(600)"
+    if ready is not None:
+        code = f"import os; open({ready!r}, 'w').write(f'{{os.getpid()}}\\n'); {code}"
+    process = subprocess.Popen(
+        [sys.executable, "-S", "-c", code],
+        close_fds=False,
+        start_new_session=new_session,
+    )
+    process.returncode = 0  # keeps subprocess from complaining that it still runs
+    return process.pid
+
+
+spawn_grandchild_in_new_session = functools.partial(spawn_grandchild, new_session=True)
+
+
+def spawn_grandchild_and_wait(ready: str) -> None:
+    spawn_grandchild(ready)
+    wait_for_ever()
+
+
+def spawn_grandchild_and_crash() -> None:
+    spawn_grandchild()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fork_and_return() -> str:
+    """Return from here twice: in the child, and in a fork of it."""
+    forked = os.fork()
+    if forked:
+        os.waitpid(forked, 0)
+        return "the child"
+    return "its fork"
+
+
+def steal_socket_pair() -> str:
+    """Open descriptors where closed ones were: nothing of creche's may write to them."""
+    os.closerange(3, 4096)
+    pairs = [socket.socketpair() for _ in range(8)]
+    del pairs
+    return "cannot be told"
+
+
+# --- creche within creche -------------------------------------------------------------------------
+
+
+async def nested(start_method: str, func: Callable[..., Any], *args: Any) -> Any:
+    from creche import run_in_process
+
+    return await run_in_process(func, *args, start_method=start_method)
+
+
+def nested_sync(backend: str, start_method: str, func: Callable[..., Any], *args: Any) -> Any:
+    return anyio.run(functools.partial(nested, start_method, func, *args), backend=backend)

@@ -1,0 +1,643 @@
+"""Starting where something is missing: descriptors, process ids, a main module, the fork server."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import psutil
+import pytest
+import support
+from scripts import Program, Result
+from support import TIMEOUT, Announcements
+
+from creche import (
+    AsyncProcess,
+    ProcessDied,
+    ProcessError,
+    ProcessStartError,
+    ProcessStuckError,
+    ProcessTimeout,
+    StopPolicy,
+    run_in_process,
+)
+from creche._start_methods import _fork_server
+
+pytestmark = pytest.mark.anyio
+
+GUARD = 'if __name__ == "__main__":'
+
+# A program that runs one function and prints what came out. Its head and its call are the test's.
+PROGRAM = """
+import os, signal, sys, threading
+import anyio, creche
+{head}
+
+async def main():
+    try:
+        value = await creche.run_in_process({call}, start_method={method!r}, timeout={timeout},
+                                            stop=creche.StopPolicy(grace=0.1, kill_timeout=5))
+    except creche.ProcessError as error:
+        if __name__ != "__main__":
+            raise
+        # The application itself has to hear of it: what children write to stderr may be lost.
+        print(f"{{type(error).__name__}}: {{error}}")
+    else:
+        print("value:", value)
+
+{guard}
+    anyio.run(main, backend={backend!r})
+"""
+
+
+def source(
+    method: str,
+    backend: str,
+    *,
+    call: str = "abs, -3",
+    head: str = "",
+    guard: str = GUARD,
+    timeout: float = TIMEOUT / 2,
+) -> str:
+    return PROGRAM.format(
+        method=method, backend=backend, call=call, head=head, guard=guard, timeout=timeout
+    )
+
+
+def check_output(result: Result, *expected: str) -> None:
+    """Check that a program ended in order, and printed one line that begins as expected."""
+    report = f"{result.stdout}\n--- stderr ---\n{result.stderr}"
+    assert result.returncode == 0, report
+    assert result.stdout.count("\n") == 1, report
+    assert result.stdout.startswith(expected), report
+
+
+# --- the main module ------------------------------------------------------------------------------
+
+
+def test_missing_guard(program: Program, start_method: str, anyio_backend: str) -> None:
+    path = program.write(source(start_method, anyio_backend, guard="if True:"))
+    result = program.run(path)
+    if start_method == "fork":
+        check_output(result, "value: 3")
+    else:
+        check_output(result, "ProcessStartError: ")
+        assert GUARD in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("head", "expected"),
+    [
+        ('raise ImportError("needs a terminal")', "ImportError: needs a terminal"),
+        ('sys.exit("not twice")', "not twice"),
+        ("raise KeyboardInterrupt", ""),
+        ("os._exit(7)", ""),
+        ("os.kill(os.getpid(), signal.SIGKILL)", ""),
+    ],
+    ids=["raises", "sys.exit", "interrupted", "os._exit", "killed"],
+)
+def test_main_fails_in_the_child(
+    program: Program, start_method: str, anyio_backend: str, head: str, expected: str
+) -> None:
+    guarded = f'if __name__ != "__main__":\n    {head}'
+    path = program.write(source(start_method, anyio_backend, head=guarded))
+    result = program.run(path)
+    if start_method == "fork":
+        check_output(result, "value: 3")
+    elif expected:
+        check_output(result, "ProcessStartError: ")
+        assert expected in result.stdout
+    else:
+        check_output(result, "ProcessStartError: ", "ProcessDied: ", "RemoteError: ")
+
+
+def test_main_hangs_in_the_child(program: Program, start_method: str, anyio_backend: str) -> None:
+    head = 'if __name__ != "__main__":\n    threading.Event().wait()'
+    path = program.write(source(start_method, anyio_backend, head=head, timeout=0.5))
+    expected = "value: 3" if start_method == "fork" else "Process"
+    check_output(program.run(path), expected)
+
+
+def test_program_on_the_command_line(
+    program: Program, start_method: str, anyio_backend: str
+) -> None:
+    check_output(program.run("-c", source(start_method, anyio_backend)), "value: 3")
+
+
+def test_program_on_stdin(program: Program, start_method: str, anyio_backend: str) -> None:
+    text = source(start_method, anyio_backend)
+    check_output(program.run("-", stdin=text), "value: 3")
+
+
+DEFINES_FUNCTION = "def function():\n    return 3\n"
+
+
+@pytest.mark.parametrize("where", ["-c", "stdin", "REPL"])
+def test_function_of_an_interactive_main(
+    program: Program, start_method: str, anyio_backend: str, where: str
+) -> None:
+    text = source(start_method, anyio_backend, call="function", head=DEFINES_FUNCTION)
+    if where == "-c":
+        result = program.run("-c", text)
+    elif where == "stdin":
+        result = program.run("-", stdin=text)
+    else:
+        # As a user types it: each statement followed by an empty line.
+        result = program.run("-i", "-q", "-c", "", stdin=f"exec({text!r})\n")
+    if start_method == "fork":
+        check_output(result, "value: 3")
+    else:
+        check_output(result, "SerializationError: ")
+        assert "move it to a module" in result.stdout
+
+
+def test_function_under_the_guard(program: Program, start_method: str, anyio_backend: str) -> None:
+    guard = f"{GUARD}\n    def function(): return 3"
+    path = program.write(source(start_method, anyio_backend, call="function", guard=guard))
+    result = program.run(path)
+    if start_method == "fork":
+        check_output(result, "value: 3")
+    else:
+        check_output(result, "SerializationError: ")
+        assert "guard" in result.stdout
+
+
+def test_module_of_a_package_as_main(
+    program: Program, start_method: str, anyio_backend: str
+) -> None:
+    program.write("", "package/__init__.py")
+    program.write(
+        source(start_method, anyio_backend, call="function", head=DEFINES_FUNCTION),
+        "package/module.py",
+    )
+    check_output(program.run("-m", "package.module"), "value: 3")
+
+
+def test_package_as_main(program: Program, start_method: str, anyio_backend: str) -> None:
+    program.write(DEFINES_FUNCTION, "package/__init__.py")
+    program.write(
+        source(start_method, anyio_backend, call="function", head="from package import function"),
+        "package/__main__.py",
+    )
+    check_output(program.run("-m", "package"), "value: 3")
+
+
+def test_zipped_program(program: Program, start_method: str, anyio_backend: str) -> None:
+    archive = program.folder / "program.pyz"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("inside.py", DEFINES_FUNCTION)
+        file.writestr(
+            "__main__.py",
+            source(
+                start_method, anyio_backend, call="function", head="from inside import function"
+            ),
+        )
+    check_output(program.run(archive), "value: 3")
+
+
+def test_main_is_imported_once(program: Program, anyio_backend: str) -> None:
+    """In the fork server, and not again in each child."""
+    text = """
+    import os, sys
+    import anyio, creche
+
+    def importer():
+        return imported_in
+
+    async def main():
+        first = await creche.run_in_process(importer)
+        second = await creche.run_in_process(importer)
+        print(first == second != os.getpid())
+
+    imported_in = os.getpid()
+    if __name__ == "__main__":
+        anyio.run(main, backend=sys.argv[1])
+    """
+    check_output(program.run(program.write(text), anyio_backend), "True")
+
+
+@pytest.mark.parametrize("when", ["before", "after the first"])
+def test_deleted_working_directory(
+    program: Program, start_method: str, anyio_backend: str, when: str
+) -> None:
+    folder = program.folder / "folder"
+    folder.mkdir()
+    text = f"""
+    import os, shutil, sys
+    import anyio, creche
+
+    async def run():
+        try:
+            return f"value: {{await creche.run_in_process(abs, -3, start_method={start_method!r})}}"
+        except creche.ProcessError as error:
+            return f"{{type(error).__name__}}: {{error}}"
+
+    async def main():
+        if {when == "before"}:
+            shutil.rmtree({str(folder)!r})
+            print(await run())
+        else:
+            assert await run() == "value: 3"
+            shutil.rmtree({str(folder)!r})
+            print(await run())
+
+    if __name__ == "__main__":
+        anyio.run(main, backend={anyio_backend!r})
+    """
+    result = program.run(program.write(text), cwd=folder)
+    check_output(result, "value: 3", "ProcessStartError: ")
+
+
+# --- what the system has no more of ---------------------------------------------------------------
+
+NO_DESCRIPTORS = """
+import errno, functools, gc, os, resource, sys
+import anyio, creche
+
+def count():
+    gc.collect()
+    return len(os.listdir("/proc/self/fd"))
+
+async def attempt(method):
+    try:
+        with anyio.fail_after(30):
+            assert await creche.run_in_process(abs, -3, start_method=method) == 3
+    except creche.ProcessError:
+        return False
+    return True
+
+async def main(method, warm, lowest, highest):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    if warm:
+        assert await attempt(method)
+    succeeded = []
+    for free in range(lowest, highest + 1):
+        fillers = []
+        try:
+            while True:
+                fillers.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+        except OSError as error:
+            assert error.errno == errno.EMFILE
+        for filler in fillers[len(fillers) - free:]:
+            os.close(filler)
+        del fillers[len(fillers) - free:]
+        succeeded.append(await attempt(method))
+        for filler in fillers:
+            os.close(filler)
+        assert await attempt(method)  # there are enough again
+        if free == lowest:
+            before = count()
+        assert count() <= before, os.listdir("/proc/self/fd")
+    if lowest == 0:
+        assert not succeeded[0]
+    print("done", succeeded)
+
+if __name__ == "__main__":
+    method, backend, warm, lowest, highest = sys.argv[1:]
+    anyio.run(main, method, warm == "warm", int(lowest), int(highest), backend=backend)
+"""
+
+
+def test_no_descriptors(program: Program, start_method: str, anyio_backend: str) -> None:
+    path = program.write(NO_DESCRIPTORS)
+    check_output(program.run(path, start_method, anyio_backend, "warm", 0, 20), "done")
+
+
+@pytest.mark.parametrize("free", [0, 1, 2, 4, 6, 8, 10, 12, 15])
+def test_no_descriptors_for_the_machinery(
+    program: Program, start_method: str, anyio_backend: str, free: int
+) -> None:
+    path = program.write(NO_DESCRIPTORS)
+    check_output(program.run(path, start_method, anyio_backend, "cold", free, free), "done")
+
+
+NO_PROCESS_IDS = """
+import errno, os, sys
+from multiprocessing import util
+import anyio, creche
+
+def no_process_ids(*_):
+    raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+async def main(method):
+    try:
+        value = await creche.run_in_process(abs, -3, start_method=method)
+    except creche.ProcessStartError as error:
+        print(f"ProcessStartError: {{error}}")
+    else:
+        print(f"value: {{value}}")
+    os.fork, util.spawnv_passfds = fork, spawnv_passfds
+    os.environ["ENOUGH"] = "yes"
+    assert await creche.run_in_process(abs, -3, start_method=method) == 3
+
+if "ENOUGH" not in os.environ:
+    fork, spawnv_passfds = os.fork, util.spawnv_passfds
+    if __name__ == "{where}":
+        os.fork = util.spawnv_passfds = no_process_ids
+if __name__ == "__main__":
+    anyio.run(main, sys.argv[1], backend=sys.argv[2])
+"""
+
+
+def test_no_process_ids(program: Program, start_method: str, anyio_backend: str) -> None:
+    path = program.write(NO_PROCESS_IDS.format(where="__main__"))
+    result = program.run(path, start_method, anyio_backend)
+    check_output(result, "ProcessStartError: ")
+    assert os.strerror(11) in result.stdout
+
+
+def test_no_process_ids_in_the_fork_server(program: Program, anyio_backend: str) -> None:
+    path = program.write(NO_PROCESS_IDS.format(where="__mp_main__"))
+    check_output(program.run(path, "forkserver", anyio_backend), "ProcessStartError: ")
+
+
+# --- inside a child -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("inner", ["forkserver", "spawn", "fork"])
+async def test_inside_a_child(start_method: str, inner: str, anyio_backend_name: str) -> None:
+    with anyio.fail_after(TIMEOUT):
+        assert (
+            await run_in_process(
+                support.nested_sync,
+                anyio_backend_name,
+                inner,
+                support.double,
+                21,
+                start_method=start_method,
+            )
+            == 42
+        )
+
+
+@pytest.mark.parametrize("inner", ["forkserver", "spawn", "fork"])
+async def test_inside_an_async_child(start_method: str, inner: str) -> None:
+    with anyio.fail_after(TIMEOUT):
+        result = await run_in_process(
+            support.nested, inner, support.double, 21, start_method=start_method
+        )
+    assert result == 42
+
+
+async def test_failure_inside_a_child(start_method: str) -> None:
+    with anyio.fail_after(TIMEOUT), pytest.raises(ProcessDied) as caught:
+        await run_in_process(
+            support.nested, "forkserver", support.exit_at_once, 7, start_method=start_method
+        )
+    assert caught.value.exitcode == 7
+
+
+@pytest.mark.parametrize("how", ["cancel", "kill"])
+@pytest.mark.parametrize("inner", ["forkserver", "spawn", "fork"])
+async def test_child_of_a_child_goes_with_it(
+    announcements: Announcements, start_method: str, inner: str, how: str
+) -> None:
+    with anyio.fail_after(TIMEOUT):
+        async with AsyncProcess(
+            target=support.nested,
+            args=(inner, support.announce_then, announcements.path, support.wait_for_ever),
+            start_method=start_method,
+        ) as outer:
+            pid = await announcements.get_pid()
+            if how == "kill":
+                await outer.kill()
+            else:
+                await outer.terminate()
+        assert outer.exitcode == (-9 if how == "kill" else -15)
+    assert support.wait_until_gone(pid, 10)
+
+
+@pytest.mark.parametrize("inner", ["forkserver", "spawn", "fork"])
+async def test_inside_a_daemonic_child(start_method: str, inner: str) -> None:
+    process: AsyncProcess[Any] = AsyncProcess(
+        target=support.nested,
+        args=(inner, support.double, 21),
+        daemon=True,
+        start_method=start_method,
+    )
+    with anyio.fail_after(TIMEOUT), pytest.raises(ProcessStartError, match="daemonic"):
+        await process.result()
+
+
+# --- the fork server ------------------------------------------------------------------------------
+
+BRIEF = StopPolicy(grace=0.2, exit_timeout=0.2, kill_timeout=0.5)
+
+
+def server_pid() -> int:
+    pid = _fork_server.fork_server()._forkserver_pid
+    assert pid is not None
+    return pid
+
+
+def wait_and_then(ready: str, go: str, func: Callable[..., Any], *args: Any) -> Any:
+    """In a child: say that it runs, wait until a file can be read, and go on."""
+    support.announce(ready)
+    with open(go) as file:
+        file.read()
+    return func(*args)
+
+
+@pytest.fixture
+def go(tmp_path: Path) -> Path:
+    path = tmp_path / "go"
+    os.mkfifo(path)
+    return path
+
+
+@pytest.fixture
+def stopped_server() -> Any:
+    """A fork server that has been stopped, and is continued or killed afterwards."""
+    pid = server_pid()
+    os.kill(pid, signal.SIGSTOP)
+    yield pid
+    if psutil.pid_exists(pid):
+        os.kill(pid, signal.SIGCONT)
+
+
+async def kill_server() -> None:
+    pid = server_pid()
+    os.kill(pid, signal.SIGKILL)
+    assert support.wait_until_gone(pid)
+
+
+async def test_server_killed_between_children() -> None:
+    with anyio.fail_after(TIMEOUT):
+        assert await run_in_process(support.double, 1) == 2
+        await kill_server()
+        assert await run_in_process(support.double, 2) == 4
+
+
+async def test_server_killed_while_a_child_runs(announcements: Announcements, go: Path) -> None:
+    """The child lives on, and its outcome counts."""
+    with anyio.fail_after(TIMEOUT):
+        async with AsyncProcess(
+            target=wait_and_then, args=(announcements.path, str(go), support.double, 21)
+        ) as process:
+            await announcements.get()
+            await kill_server()
+            assert await run_in_process(support.double, 1) == 2  # from a new server
+            go.write_text("")
+        assert process.return_value == 42
+        assert process.pid is not None
+        assert support.wait_until_gone(process.pid, 1)
+
+
+async def test_server_killed_while_a_child_crashes(announcements: Announcements, go: Path) -> None:
+    """Nobody is left who knows the exit code."""
+    with anyio.fail_after(TIMEOUT):
+        async with AsyncProcess(
+            target=wait_and_then, args=(announcements.path, str(go), support.exit_at_once, 7)
+        ) as process:
+            await announcements.get()
+            await kill_server()
+            go.write_text("")
+        assert isinstance(process.exception, ProcessDied)
+        assert process.exception.exitcode is None
+        assert "unknown exit code" in str(process.exception)
+
+
+@pytest.mark.parametrize("how", ["terminate", "kill", "cancel"])
+async def test_child_is_stopped_after_its_server(announcements: Announcements, how: str) -> None:
+    with anyio.fail_after(TIMEOUT), anyio.CancelScope() as scope:
+        async with AsyncProcess(
+            target=support.announce_then,
+            args=(announcements.path, support.busy_loop),
+            stop=StopPolicy(grace=TIMEOUT),
+        ) as process:
+            pid = await announcements.get_pid()
+            await kill_server()
+            if how == "cancel":
+                scope.cancel()
+            else:
+                await getattr(process, how)()
+                assert not process.is_alive()
+    assert support.wait_until_gone(pid, 1)
+
+
+async def test_server_killed_with_many_children(announcements: Announcements) -> None:
+    with anyio.fail_after(TIMEOUT):
+        processes = [
+            AsyncProcess[Any](
+                target=support.announce_then, args=(announcements.path, support.wait_for_ever)
+            )
+            for _ in range(10)
+        ]
+        pids = []
+        for process in processes:
+            await process.start()
+            pids.append(await announcements.get_pid())
+        await kill_server()
+        async with anyio.create_task_group() as group:
+            for process in processes:
+                group.start_soon(process.terminate)
+    assert not any(process.is_alive() for process in processes)
+    assert all(support.wait_until_gone(pid, 1) for pid in pids)
+
+
+async def test_server_killed_while_starting() -> None:
+    """Whatever comes of the starts that are under way, none of them is left half done."""
+    outcomes: list[object] = []
+
+    async def run() -> None:
+        try:
+            outcomes.append(await run_in_process(support.double, 21))
+        except ProcessError as error:
+            outcomes.append(error)
+
+    with anyio.fail_after(TIMEOUT):
+        for _ in range(10):
+            await run_in_process(support.double, 1)
+            async with anyio.create_task_group() as group:
+                for _ in range(4):
+                    group.start_soon(run)
+                await anyio.lowlevel.checkpoint()
+                await kill_server()
+        assert await run_in_process(support.double, 2) == 4
+    assert len(outcomes) == 40
+    for outcome in outcomes:
+        assert outcome == 42 or isinstance(outcome, (ProcessStartError, ProcessDied)), outcome
+
+
+async def test_server_stopped_while_a_child_ends(announcements: Announcements, go: Path) -> None:
+    """Nobody can say that the child has ended, and yet the wait for it does."""
+    with anyio.fail_after(TIMEOUT):
+        process = AsyncProcess(
+            target=wait_and_then,
+            args=(announcements.path, str(go), support.double, 21),
+            stop=BRIEF,
+        )
+        await process.start()
+        pid = await announcements.get_pid()
+        os.kill(server_pid(), signal.SIGSTOP)
+        try:
+            go.write_text("")
+            with contextlib.suppress(ProcessStuckError):
+                assert await process.result() == 42
+        finally:
+            os.kill(server_pid(), signal.SIGCONT)
+        await process.join()
+        assert not process.is_alive()
+        assert process.return_value == 42
+    assert support.wait_until_gone(pid, 1)
+
+
+async def test_cancel_after_server_was_stopped(announcements: Announcements) -> None:
+    process = AsyncProcess(
+        target=support.announce_then,
+        args=(announcements.path, support.wait_for_ever),
+        stop=BRIEF,
+    )
+    with anyio.fail_after(TIMEOUT):
+        await process.start()
+        pid = await announcements.get_pid()
+        os.kill(server_pid(), signal.SIGSTOP)
+        try:
+            with anyio.move_on_after(0):
+                with contextlib.suppress(ProcessStuckError):
+                    await process.result()
+        finally:
+            os.kill(server_pid(), signal.SIGCONT)
+        await process.join()
+        assert not process.is_alive()
+    assert support.wait_until_gone(pid, 1)
+
+
+async def test_timeout_while_server_is_stopped(stopped_server: int) -> None:
+    with anyio.fail_after(TIMEOUT):
+        with pytest.raises((ProcessTimeout, ProcessStuckError)):
+            await run_in_process(support.double, 1, timeout=0.2, stop=BRIEF)
+        assert await run_in_process(support.double, 2) == 4
+
+
+async def test_cancel_while_server_is_stopped(stopped_server: int) -> None:
+    with anyio.fail_after(TIMEOUT):
+        with anyio.move_on_after(0.2):
+            with contextlib.suppress(ProcessStuckError):
+                await run_in_process(support.double, 1, stop=BRIEF)
+        assert await run_in_process(support.double, 2) == 4
+
+
+def test_reaped_by_somebody_else(program: Program, start_method: str, anyio_backend: str) -> None:
+    """Code that calls waitpid(-1), or ignores SIGCHLD, takes exit codes away, but no outcome."""
+    text = """
+    import signal, sys
+    import anyio, creche
+
+    async def main(method):
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        with anyio.fail_after(30):
+            for number in range(5):
+                assert await creche.run_in_process(abs, -number, start_method=method) == number
+            print("done")
+
+    if __name__ == "__main__":
+        anyio.run(main, sys.argv[1], backend=sys.argv[2])
+    """
+    check_output(program.run(program.write(text), start_method, anyio_backend), "done")
