@@ -1,7 +1,7 @@
 """A deadline for work that cannot be interrupted.
 
-A regular expression that backtracks keeps its thread, and the GIL, for longer than the universe will
-last. In a process of its own it is stopped when its time is up.
+A regular expression that backtracks keeps its thread, and the GIL, for longer than the universe
+will last. In a process of its own it is stopped when its time is up.
 """
 
 import re

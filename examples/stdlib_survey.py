@@ -3,8 +3,8 @@
     python examples/stdlib_survey.py [--backend trio] [--workers 4] [FOLDER]
 
 Every ``.py`` file of the running interpreter's own standard library (or of FOLDER) is parsed with
-``ast`` in child processes. Then one child fails and one crashes, to show what that looks like. Leave
-with Ctrl-C whenever you like: nothing is left running.
+``ast`` in child processes. Then one child fails and one crashes, to show what that looks like.
+Leave with Ctrl-C whenever you like: nothing is left running.
 """
 
 from __future__ import annotations
@@ -202,8 +202,10 @@ if __name__ == "__main__":
     parser.add_argument("--backend", choices=["asyncio", "trio"], default="asyncio")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
+    status = 0
     try:
         anyio.run(main, Path(options.folder), options.workers, backend=options.backend)
-    except KeyboardInterrupt:
+    except* KeyboardInterrupt:  # in a group where it struck inside a task group
         print("\ninterrupted; every process is gone")
-        sys.exit(130)
+        status = 130
+    sys.exit(status)

@@ -81,7 +81,7 @@ def test_survey_is_left_by_interrupt(backend: str) -> None:
         family = psutil.Process(process.pid).children(recursive=True)
         os.killpg(process.pid, signal.SIGINT)
         rest = process.stdout.read()
-        assert process.wait(TIMEOUT) == 130
+        assert process.wait(TIMEOUT) == 130, rest.decode()
         assert b"parsing" in first
         assert b"interrupted; every process is gone" in rest
         assert b"Traceback" not in rest

@@ -213,7 +213,7 @@ class ProcessNursery:
         """Wait for the limiter, and account for the process whatever becomes of it."""
         try:
             async with nullcontext() if self._limiter is None else self._limiter:
-                await process._start_unless_started()
+                process._begin_unless_started()
                 yield
         finally:
             process._give_up_unless_started()

@@ -498,11 +498,10 @@ class AsyncProcess(Generic[T_co]):
         if self._handle.finished.is_set() and self._handle.pid is None:
             self._outcome()
 
-    async def _start_unless_started(self) -> None:
+    def _begin_unless_started(self) -> None:
         """Start the process on behalf of its nursery, unless somebody has called it off."""
         if self._handle.state is ProcessState.CREATED:
             self._begin()
-            await self._launched()
 
     async def _start_until_ready(self) -> Value | None:
         """Wait for the child's ``started()``; return what it said, or ``None`` if it has ended."""

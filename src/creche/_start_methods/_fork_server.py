@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import sys
 from multiprocessing import forkserver
@@ -18,6 +19,7 @@ from typing import Any
 
 from .._multiprocessing import spawn
 from .._platform import Lifeline
+from ._exit_descriptor import open_exit_descriptor
 from ._main_module import main_module_settings
 
 ENVIRONMENT_KEY = "_CRECHE_FORK_SERVER"
@@ -47,6 +49,30 @@ class PreloadingForkServer(forkserver.ForkServer):
             super().ensure_running()
         finally:
             del os.environ[ENVIRONMENT_KEY]
+
+    def request_child(self, descriptors: list[int]) -> tuple[int, int]:
+        """Ask for a child; start a new server where the one that we know has just died.
+
+        :return: where to read the child's pid and exit code, and where to write to it
+        """
+        try:
+            return self.connect_to_new_process(descriptors)
+        except (ConnectionRefusedError, ConnectionResetError, BrokenPipeError):
+            # It was killed, and is not yet known to be dead. It has started nothing for us.
+            if self._forkserver_pid is not None:
+                self._wait_for_end(self._forkserver_pid)
+            return self.connect_to_new_process(descriptors)
+
+    def _wait_for_end(self, pid: int) -> None:
+        try:
+            descriptor = open_exit_descriptor(pid)
+        except ProcessLookupError:
+            return
+        if descriptor is not None:
+            try:
+                select.select([descriptor], [], [], 5.0)
+            finally:
+                os.close(descriptor)
 
     def forget(self) -> None:
         """In a fork of the application: let go of the server, which is not ours."""

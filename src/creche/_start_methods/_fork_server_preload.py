@@ -22,8 +22,8 @@ import creche._child
 
 from .._multiprocessing import process, spawn
 from .._platform import die_with_lifeline, isolate_child, reset_signals
+from ._exit_descriptor import open_exit_descriptor
 from ._fork_server import ENVIRONMENT_KEY
-from ._posix_popen import open_exit_descriptor
 
 main_failure: Exception | None = None
 """Why the main module could not be imported. The children report it, instead of trying again: a

@@ -18,9 +18,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import select
 import signal
-import sys
 from collections.abc import Iterator
 from multiprocessing import forkserver, popen_fork, popen_forkserver, popen_spawn_posix
 from multiprocessing.process import BaseProcess
@@ -28,6 +26,7 @@ from typing import Any, cast
 
 from .._loops import Latch
 from .._multiprocessing import context, reduction, resource_tracker, spawn, util
+from ._exit_descriptor import exit_descriptor_or, is_readable, open_exit_descriptor
 from ._fork_server import fork_server
 from ._main_module import without_main_module
 
@@ -155,7 +154,7 @@ class ForkPopen(OwnedPopen):
             self.pid = os.fork()
             if self.pid == 0:
                 _run_forked_child(process_obj, child_r, to_close=(parent_w, parent_r))
-            sentinel = _exit_descriptor_or(parent_r, self.pid)
+            sentinel = exit_descriptor_or(parent_r, self.pid)
             self._keep(opened.keep(sentinel), opened.keep(parent_w))
 
 
@@ -183,7 +182,7 @@ class SpawnPopen(OwnedPopen):
             command = spawn.get_command_line(tracker_fd=tracker_fd, pipe_handle=child_r)
             self._fds += [child_r, child_w]
             self.pid = util.spawnv_passfds(spawn.get_executable(), command, self._fds)
-            sentinel = _exit_descriptor_or(parent_r, self.pid)
+            sentinel = exit_descriptor_or(parent_r, self.pid)
             self._keep(opened.keep(sentinel), opened.keep(parent_w))
         with open(parent_w, "wb", closefd=False) as pipe, contextlib.suppress(BrokenPipeError):
             pipe.write(preparation)
@@ -206,7 +205,7 @@ class ForkServerPopen(OwnedPopen):
     def _launch(self, process_obj: BaseProcess) -> None:
         preparation = _pickle_preparation(self, process_obj)
         _check_descriptors_left(6)  # connect_to_new_process leaks some when it runs out of them
-        sentinel, parent_w = fork_server().connect_to_new_process(self._fds)
+        sentinel, parent_w = fork_server().request_child(self._fds)
         self._keep(sentinel, parent_w)
         with open(parent_w, "wb", closefd=False) as pipe:
             pipe.write(preparation)
@@ -282,45 +281,6 @@ def signal_forkserver_child(popen: OwnedPopen, number: int) -> None:
                 signal.pidfd_send_signal(pidfd, number)
         finally:
             os.close(pidfd)
-
-
-def open_exit_descriptor(pid: int) -> int | None:
-    """Return a descriptor that becomes readable when the process ends, whatever it left behind.
-
-    ``None`` where the platform has none.
-
-    :raises ProcessLookupError: if there is no such process
-    """
-    if hasattr(os, "pidfd_open"):  # Linux
-        return os.pidfd_open(pid)
-    if sys.platform != "linux" and hasattr(
-        select, "kqueue"
-    ):  # macOS, BSD: can itself be waited for
-        queue = select.kqueue()
-        event = select.kevent(
-            pid, select.KQ_FILTER_PROC, select.KQ_EV_ADD | select.KQ_EV_ONESHOT, select.KQ_NOTE_EXIT
-        )
-        try:
-            queue.control([event], 0)
-            return os.dup(queue.fileno())
-        finally:
-            queue.close()
-    return None
-
-
-def _exit_descriptor_or(pipe: int, pid: int) -> int:
-    """An exit descriptor for a child; a pipe that it holds open where there is none."""
-    try:
-        descriptor = open_exit_descriptor(pid)
-    except OSError:  # no more descriptors, when the child exists already
-        return pipe
-    return pipe if descriptor is None else descriptor
-
-
-def is_readable(descriptor: int) -> bool:
-    poller = select.poll()
-    poller.register(descriptor, select.POLLIN)
-    return bool(poller.poll(0))
 
 
 class _Descriptors:

@@ -1,0 +1,45 @@
+"""Descriptors that tell of the end of a process."""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+
+
+def open_exit_descriptor(pid: int) -> int | None:
+    """Return a descriptor that becomes readable when the process ends, whatever it left behind.
+
+    ``None`` where the platform has none.
+
+    :raises ProcessLookupError: if there is no such process
+    """
+    if hasattr(os, "pidfd_open"):  # Linux
+        return os.pidfd_open(pid)
+    # macOS, BSD: a kernel queue can itself be waited for.
+    if sys.platform != "linux" and hasattr(select, "kqueue"):
+        queue = select.kqueue()
+        event = select.kevent(
+            pid, select.KQ_FILTER_PROC, select.KQ_EV_ADD | select.KQ_EV_ONESHOT, select.KQ_NOTE_EXIT
+        )
+        try:
+            queue.control([event], 0)
+            return os.dup(queue.fileno())
+        finally:
+            queue.close()
+    return None
+
+
+def exit_descriptor_or(pipe: int, pid: int) -> int:
+    """An exit descriptor for a child; a pipe that it holds open where there is none."""
+    try:
+        descriptor = open_exit_descriptor(pid)
+    except OSError:  # no more descriptors, when the child exists already
+        return pipe
+    return pipe if descriptor is None else descriptor
+
+
+def is_readable(descriptor: int) -> bool:
+    poller = select.poll()
+    poller.register(descriptor, select.POLLIN)
+    return bool(poller.poll(0))
