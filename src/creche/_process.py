@@ -452,7 +452,7 @@ class AsyncProcess(Generic[T_co]):
     def __del__(self) -> None:
         # As asyncio does for tasks: an error that nobody asked for is not lost without a word.
         handle = getattr(self, "_handle", None)
-        if handle is None or self._asked_for_outcome or handle.stop_requested:
+        if handle is None or getattr(self, "_asked_for_outcome", True) or handle.stop_requested:
             return
         if isinstance(handle.outcome, Failure):
             _logger.error(
