@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
 import signal
 import sys
@@ -77,6 +78,10 @@ def machinery() -> None:
         for method in methods:
             assert await creche.run_in_process(double, 1, start_method=method) == 2
 
+    plain = multiprocessing.get_context("forkserver").Process()
+    plain.start()
+    plain.join()
+    plain.close()
     anyio.run(use, "spawn", "fork", backend="trio")
     anyio.run(use, "forkserver", backend="asyncio")
 

@@ -233,6 +233,9 @@ class ProcessHandle:
         if self._watched is not None:
             poller.unwatch(self._watched)
             self._watched = None
+        if self._popen.returncode is not None:  # it had ended when it was adopted
+            self._on_exit()
+            return
         try:
             watchable: int = self._popen.watchable()
         except OSError:  # gone, or no descriptor left to watch it with

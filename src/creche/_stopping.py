@@ -15,11 +15,19 @@ from typing import Protocol
 from ._stop_policy import StopPolicy
 from ._watcher import Timer, Watcher
 
+# A Python signal handler does not run in the instant of the signal, but when the interpreter looks
+# for signals. One that arrives between the last look and a system call that blocks waits for the
+# end of that call, and with it the child. So it is nudged, ever less often.
+_FIRST_NUDGE = 0.02
+
 
 class Target(Protocol):
     """What can be stopped. The calls come from the watcher alone."""
 
     def ask_to_stop(self) -> None: ...
+
+    def nudge(self) -> None:
+        """Have a request that has arrived, and was not noticed, noticed."""
 
     def kill(self, *, group: bool) -> None: ...
 
@@ -35,6 +43,7 @@ class Stopper:
         self._target = target
         self._on_stuck = on_stuck
         self._timer: Timer | None = None
+        self._nudge_timer: Timer | None = None
         self._kill_at: float | None = None
         self._killed = False
 
@@ -48,21 +57,34 @@ class Stopper:
             return
         if self._kill_at is None:
             self._target.ask_to_stop()
+            self._nudge_later(_FIRST_NUDGE)
         self._kill_at = kill_at
         self._set_timer(policy.grace, lambda: self.kill(policy))
 
     def kill(self, policy: StopPolicy) -> None:
         """Kill at once."""
         if not self._killed:
-            self._killed = True
+            self._end_nudges()
             self._target.kill(group=policy.group)
             self._set_timer(policy.kill_timeout, self._on_stuck)
 
     def close(self) -> None:
         """The process is gone."""
-        self._killed = True
+        self._end_nudges()
         if self._timer is not None:
             self._timer.cancel()
+
+    def _nudge_later(self, delay: float) -> None:
+        def nudge() -> None:
+            self._target.nudge()
+            self._nudge_later(4 * delay)
+
+        self._nudge_timer = self._watcher.call_later(delay, nudge)
+
+    def _end_nudges(self) -> None:
+        self._killed = True
+        if self._nudge_timer is not None:
+            self._nudge_timer.cancel()
 
     def _set_timer(self, delay: float, callback: Callable[[], None]) -> None:
         if self._timer is not None:

@@ -39,6 +39,8 @@ def reset_signals() -> None:
 def on_stop_request(callback: Callable[[], None]) -> None:
     """In a child: have ``callback`` called in the main thread whenever the parent asks to stop."""
     signal.signal(signal.SIGTERM, lambda _signum, _frame: callback())
+    # Without a handler it would not interrupt a system call: see creche._stopping for its use.
+    signal.signal(signal.SIGCONT, lambda _signum, _frame: None)
 
 
 def on_missed_stop_request(callback: Callable[[], None]) -> SignalThread | None:

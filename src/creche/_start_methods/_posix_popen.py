@@ -92,6 +92,9 @@ class OwnedPopen(popen_fork.Popen):
         self.send_signal(signal.SIGTERM)
         self.send_signal(signal.SIGCONT)  # a stopped process takes no other signal but SIGKILL
 
+    def nudge(self) -> None:
+        self.send_signal(signal.SIGCONT)  # interrupts system calls in a child of ours
+
     def kill(self, *, group: bool = False) -> None:
         if group and self.returncode is None:
             self.kill_group()

@@ -1,0 +1,68 @@
+"""What type checkers make of the public interface. They check this file; nothing runs it."""
+
+from __future__ import annotations
+
+import multiprocessing
+from typing import Any, assert_type
+
+import creche
+
+
+def halve(number: int) -> float:
+    return number / 2
+
+
+async def halve_async(number: int) -> float:
+    return number / 2
+
+
+def no_value() -> None: ...
+
+
+@creche.in_process()
+def decorated(number: int, *, name: str = "") -> str:
+    return name * number
+
+
+@creche.in_process(timeout=1)
+async def decorated_async(number: int) -> list[int]:
+    return [number]
+
+
+async def check_run_in_process() -> None:
+    assert_type(await creche.run_in_process(halve, 1), float)
+    assert_type(await creche.run_in_process(halve_async, 1, timeout=5), float)
+    assert_type(await creche.run_in_process(sum, [1, 2]), int)
+    await creche.run_in_process(halve, "1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await creche.run_in_process(halve)  # type: ignore[call-arg, arg-type]  # pyright: ignore[reportCallIssue]
+    await creche.run_in_process(halve, 1, 2)  # type: ignore[call-arg, arg-type]  # pyright: ignore[reportCallIssue]
+
+
+async def check_in_process() -> None:
+    assert_type(await decorated(1, name="x"), str)
+    assert_type(await decorated_async(1), list[int])
+    await decorated("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await decorated(1, nam="x")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+
+
+async def check_process() -> None:
+    process = creche.AsyncProcess(target=halve, args=(1,))
+    assert_type(process, creche.AsyncProcess[float])
+    assert_type(await process, float)
+    assert_type(await process.result(), float)
+    assert_type(process.return_value, float)
+    assert_type(await process.join(), int | None)
+    assert_type(creche.AsyncProcess(target=halve_async, args=(1,)), creche.AsyncProcess[float])
+    assert_type(creche.AsyncProcess.wrap(multiprocessing.Process()), creche.AsyncProcess[None])
+    async with process as entered:
+        assert_type(entered, creche.AsyncProcess[float])
+
+
+async def check_nursery() -> None:
+    async with creche.open_nursery() as nursery:
+        assert_type(nursery.start_soon(halve, 1), creche.AsyncProcess[float])
+        assert_type(nursery.start_soon(halve_async, 1, name="x"), creche.AsyncProcess[float])
+        nursery.start_soon(halve, "1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        assert_type(await nursery.start(no_value), Any)
+        for process in nursery.processes:
+            assert_type(process, creche.AsyncProcess[Any])

@@ -1,0 +1,235 @@
+"""Latches, worker threads, the watcher and the poller."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import socket
+import threading
+from collections.abc import Iterator
+
+import anyio
+import anyio.to_thread
+import pytest
+from support import TIMEOUT
+
+from creche._errors import ProcessStateError
+from creche._lifecycle import Event, ProcessState, next_state
+from creche._loops import Latch, current_loop
+from creche._platform._selector_poller import SelectorPoller
+from creche._runtime import runtime
+from creche._watcher import Watcher
+from creche._worker_threads import WorkerThreads
+
+
+@pytest.mark.anyio
+async def test_latch_wakes_all_waiters() -> None:
+    latch = Latch()
+    woken: list[int] = []
+
+    async def wait(number: int) -> None:
+        await latch.wait()
+        woken.append(number)
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(5):
+            tasks.start_soon(wait, number)
+        await anyio.wait_all_tasks_blocked()
+        assert woken == []
+        await anyio.to_thread.run_sync(latch.set)
+    assert sorted(woken) == [0, 1, 2, 3, 4]
+    await latch.wait()
+    assert latch.is_set()
+
+
+@pytest.mark.anyio
+async def test_cancelled_waiter_leaves_nothing() -> None:
+    latch = Latch()
+    with anyio.CancelScope() as scope:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(latch.wait)
+            await anyio.wait_all_tasks_blocked()
+            assert latch._waiters
+            scope.cancel()
+    assert not latch._waiters
+
+
+@pytest.mark.anyio
+async def test_cancelled_scope_is_heard_of_even_if_the_latch_is_set() -> None:
+    latch = Latch()
+    latch.set()
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await latch.wait()
+    assert scope.cancelled_caught
+
+
+def test_latch_outlives_its_loop(anyio_backend_name: str) -> None:
+    latch = Latch()
+
+    async def main() -> None:
+        latch._add_waiter(anyio.Event().set, current_loop())
+
+    anyio.run(main, backend=anyio_backend_name)
+    latch.set()  # the loop is closed, and that is no error
+
+
+def test_latch_in_threads() -> None:
+    latch = Latch()
+    assert not latch.wait_in_thread(0)
+    waiter = threading.Thread(target=latch.wait_in_thread, args=(TIMEOUT,))
+    waiter.start()
+    latch.set()
+    waiter.join(TIMEOUT)
+    assert not waiter.is_alive()
+    assert latch.wait_in_thread(0)
+
+
+def test_no_loop() -> None:
+    with pytest.raises(ProcessStateError, match="running asyncio or Trio event loop"):
+        current_loop()
+
+
+def test_worker_threads_are_few_and_keep_the_order() -> None:
+    workers = WorkerThreads("test-worker", limit=1)
+    done: list[int] = []
+    finished = threading.Event()
+    for number in range(100):
+        workers.submit(lambda number=number: done.append(number))  # type: ignore[misc]
+    workers.submit(finished.set)
+    assert finished.wait(TIMEOUT)
+    assert done == list(range(100))
+    names = [thread.name for thread in threading.enumerate() if thread.name.startswith("test-w")]
+    assert names == ["test-worker-1"]
+
+
+def test_worker_survives_a_job_that_fails(caplog: pytest.LogCaptureFixture) -> None:
+    workers = WorkerThreads("failing-worker", limit=1)
+    finished = threading.Event()
+
+    def fail() -> None:
+        raise SystemExit("not even this")
+
+    with caplog.at_level(logging.ERROR, "creche"):
+        workers.submit(fail)
+        workers.submit(finished.set)
+        assert finished.wait(TIMEOUT)
+    assert "a job of creche's own failed" in caplog.text
+
+
+def test_worker_that_never_ends_is_replaced() -> None:
+    workers = WorkerThreads("stuck-worker", limit=1)
+    release, finished = threading.Event(), threading.Event()
+    workers.submit(lambda: release.wait(TIMEOUT))
+    workers.submit(finished.set)
+    assert not finished.is_set()
+    workers.replace_one()
+    assert finished.wait(TIMEOUT)
+    release.set()
+
+
+@pytest.fixture
+def watcher() -> Watcher:
+    return runtime().watcher
+
+
+def test_watcher_runs_timers_in_order(watcher: Watcher) -> None:
+    order: list[str] = []
+    finished = threading.Event()
+
+    def schedule() -> None:
+        watcher.call_later(0.02, lambda: order.append("late"))
+        watcher.call_later(0.03, finished.set)
+        watcher.call_later(0.01, lambda: order.append("early"))
+        watcher.call_later(0, lambda: order.append("cancelled")).cancel()
+        watcher.call_later(math.inf, lambda: order.append("never"))
+
+    watcher.call_soon(schedule)
+    assert finished.wait(TIMEOUT)
+    assert order == ["early", "late"]
+
+
+def test_watcher_survives_a_callback_that_fails(
+    watcher: Watcher, caplog: pytest.LogCaptureFixture
+) -> None:
+    finished = threading.Event()
+
+    def fail() -> None:
+        raise LookupError("oh")
+
+    with caplog.at_level(logging.ERROR, "creche"):
+        watcher.call_soon(fail)
+        watcher.call_soon(finished.set)
+        assert finished.wait(TIMEOUT)
+    assert "LookupError: oh" in caplog.text
+
+
+@pytest.fixture
+def poller() -> Iterator[SelectorPoller]:
+    poller = SelectorPoller()
+    yield poller
+    poller.close()
+
+
+def test_poller(poller: SelectorPoller) -> None:
+    left, right = socket.socketpair()
+    calls: list[str] = []
+    with left, right:
+        poller.watch(left.fileno(), lambda: calls.append("readable"))
+        poller.poll(0)
+        assert calls == []
+        right.send(b"x")
+        poller.poll(TIMEOUT)
+        poller.watch_writable(left.fileno(), lambda: calls.append("writable"))
+        poller.poll(TIMEOUT)
+        poller.unwatch_writable(left.fileno())
+        poller.poll(TIMEOUT)
+        poller.unwatch(left.fileno())
+        poller.unwatch(left.fileno())
+        poller.poll(0)
+    assert calls == ["readable", "readable", "writable", "readable"]
+
+
+def test_poller_callback_that_unwatches_another(poller: SelectorPoller) -> None:
+    pipes = [os.pipe() for _ in range(2)]
+    calls: list[int] = []
+
+    def on_ready(this: int, other: int) -> None:
+        calls.append(this)
+        poller.unwatch(other)
+
+    (first, _), (second, _) = pipes
+    poller.watch(first, lambda: on_ready(first, second))
+    poller.watch(second, lambda: on_ready(second, first))
+    for _, sender in pipes:
+        os.write(sender, b"x")
+    poller.poll(TIMEOUT)
+    assert len(calls) == 1
+    poller.unwatch(calls[0])
+    for descriptor in (*pipes[0], *pipes[1]):
+        os.close(descriptor)
+
+
+def test_poller_is_woken(poller: SelectorPoller) -> None:
+    for _ in range(100_000):  # more than its pipe can take
+        poller.wake()
+    poller.poll(TIMEOUT)
+    threading.Timer(0.01, poller.wake).start()
+    poller.poll(TIMEOUT)
+
+
+@pytest.mark.parametrize("state", ProcessState)
+@pytest.mark.parametrize("event", Event)
+def test_lifecycle(state: ProcessState, event: Event) -> None:
+    allowed = {
+        (ProcessState.CREATED, Event.START): ProcessState.STARTED,
+        (ProcessState.STARTED, Event.RUN): ProcessState.RUNNING,
+        (ProcessState.STARTED, Event.END): ProcessState.TERMINATED,
+        (ProcessState.RUNNING, Event.END): ProcessState.TERMINATED,
+    }
+    if (state, event) in allowed:
+        assert next_state(state, event, "p") is allowed[state, event]
+    else:
+        with pytest.raises(ProcessStateError, match=f"cannot {event.value} process 'p'"):
+            next_state(state, event, "p")
