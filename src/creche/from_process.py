@@ -14,7 +14,7 @@ __all__ = ["started"]
 def started(value: object = None) -> None:
     """Tell the parent that this process is ready.
 
-    :meth:`ProcessNursery.start` waits for this, and returns ``value``. Elsewhere it has no effect.
+    :meth:`creche.ProcessNursery.start` waits for this, and returns ``value``. Elsewhere it has no effect.
     May be called from any thread of the child.
 
     :param value: anything that can be pickled: the port that a server listens on, say

@@ -5,11 +5,19 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
+from .._multiprocessing import reduction
 from ._missed_signals import MISSES_SIGNALS, SignalThread
 
+assert sys.platform != "win32" or not TYPE_CHECKING
+
 DEFAULT_START_METHOD = "forkserver"
+
+DescriptorForChild: Any = reduction.DupFd
+"""A descriptor on its way to the child that is being started, which calls its ``detach()``."""
 
 
 def isolate_child() -> None:
@@ -49,6 +57,11 @@ def on_missed_stop_request(callback: Callable[[], None]) -> SignalThread | None:
     ``None`` where it misses none.
     """
     return SignalThread(callback) if MISSES_SIGNALS else None
+
+
+def deliver_stop_request() -> None:
+    """In any thread of a child: tell the main thread that the parent asks to stop."""
+    os.kill(os.getpid(), signal.SIGTERM)  # the main thread gets it, and wakes up
 
 
 def default_stop_request() -> None:

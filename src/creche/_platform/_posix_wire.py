@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import socket
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -39,6 +38,10 @@ class ParentWire:
         """Send what the socket takes now, and the rest when it takes more."""
         self._outbox.extend(memoryview(piece).cast("B") for piece in pieces)
         self._flush()
+
+    def ask_to_stop(self) -> bool:
+        """Whether requests to stop are the wire's business: they come as signals here."""
+        return False
 
     def attach(self, poller: SelectorPoller, on_data: Callable[[bytes], None]) -> None:
         """Begin to receive: ``on_data`` gets what arrives, and ``b""`` once at the end."""
@@ -106,10 +109,17 @@ class ParentWire:
 
 
 class ChildWire:
-    """The child's end, which blocks."""
+    """The child's end, which blocks. It travels to the child with the process object."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection  # owns the descriptor
+
+    def close(self) -> None:
+        """In the parent, when the child has its own."""
+        self._connection.close()
+
+    def listen(self) -> None:
+        """Begin to hear of requests to stop: nothing is to be done for signals."""
 
     def send(self, pieces: Iterable[Buffer]) -> None:
         for piece in _joined_if_small(pieces):
@@ -121,18 +131,14 @@ class ChildWire:
         """Return what has arrived, at least a byte; ``b""`` at the end."""
         return os.read(self._connection.fileno(), _SMALL_READ_BYTES)
 
-    def wait(self) -> None:
-        """Block until there is something to receive."""
-        select.select([self._connection], [], [])
 
-
-def wire_pair() -> tuple[ParentWire, Connection]:
-    """Make a wire: the parent's end, and what to hand to the child.
+def wire_pair() -> tuple[ParentWire, ChildWire]:
+    """Make a wire: the parent's end, and the child's.
 
     :raises OSError: if there are no descriptors left
     """
     ours, theirs = socket.socketpair()
-    return ParentWire(ours), Connection(theirs.detach())
+    return ParentWire(ours), ChildWire(Connection(theirs.detach()))
 
 
 def _joined_if_small(pieces: Iterable[Buffer]) -> Iterable[Buffer]:

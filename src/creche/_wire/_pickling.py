@@ -12,7 +12,7 @@ import mmap
 import pickle
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from .._multiprocessing import context, reduction, synchronize
@@ -38,21 +38,34 @@ class ArgumentHandles:
     """
 
     class DupFd:
-        """Takes the place of a descriptor in the pickle: its index among ``descriptors``."""
+        """Takes the place of ``multiprocessing``'s object for a descriptor in the pickle."""
 
-        def __init__(self, index: int) -> None:
-            self._index = index
+        def __init__(self, descriptor: int) -> None:
+            self._descriptor = descriptor
 
         def detach(self) -> int:
-            return _received.descriptors[self._index]
+            return self._descriptor
 
     def __init__(self, *, inherited: bool = False) -> None:
         self.descriptors: list[int] = []
         self.objects: list[object] | None = [] if inherited else None
 
-    def duplicate_for_child(self, descriptor: int) -> int:
+    def duplicate_for_child(self, descriptor: int) -> _ReceivedDescriptor:
         self.descriptors.append(descriptor)
-        return len(self.descriptors) - 1
+        return _ReceivedDescriptor(len(self.descriptors) - 1)
+
+
+class _ReceivedDescriptor:
+    """Takes the place of a descriptor, or handle, in the pickle; unpickled as what the child got.
+
+    On Windows, ``multiprocessing`` pickles the number itself, that of a semaphore say.
+    """
+
+    def __init__(self, index: int) -> None:
+        self._index = index
+
+    def __reduce__(self) -> tuple[Callable[[int], int], tuple[int]]:
+        return _received_descriptor, (self._index,)
 
 
 class _Received:
@@ -69,6 +82,10 @@ def receive_handles(descriptors: Sequence[int], objects: Sequence[object]) -> No
     """In the child: make what came with the process object available to :func:`loads`."""
     _received.descriptors = descriptors
     _received.objects = objects
+
+
+def _received_descriptor(index: int) -> int:
+    return _received.descriptors[index]
 
 
 def _received_object(index: int) -> object:

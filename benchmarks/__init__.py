@@ -1,0 +1,1 @@
+"""creche side by side with its peers: ``python -m benchmarks``."""

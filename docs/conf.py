@@ -1,0 +1,50 @@
+"""Configuration of the documentation."""
+
+from __future__ import annotations
+
+import sys
+import tomllib
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+import inventories  # noqa: E402
+
+project = "creche"
+author = "The creche developers"
+copyright = "The creche developers"
+release = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["project"]["version"]
+version = release
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.intersphinx",
+    "sphinx_copybutton",
+]
+source_suffix = [".md", ".rst"]
+exclude_patterns = ["_build"]
+nitpicky = True
+nitpick_ignore_regex = [
+    ("py:class", r"creche\._.*"),
+    ("py:class", r"(T|P|T_co|PosArgsT|SelfT|EventLoop)"),
+    ("py:class", r"\*?PosArgsT.*"),
+    ("py:obj", r"creche\._.*"),
+    ("py:class", r".*Unpack.*"),
+]
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_default_options = {"members": True, "show-inheritance": True}
+
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 3
+
+# The build needs no network: the parts of other projects' inventories that we link to are our own.
+intersphinx_mapping = inventories.write(HERE / "_build" / "inventories")
+
+html_theme = "furo"
+html_title = "creche"
+html_static_path = ["_static"]
