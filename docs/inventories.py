@@ -41,13 +41,21 @@ OBJECTS: dict[str, dict[str, dict[str, str]]] = {
             "enum.Enum": "library/enum.html#$",
             "Enum": "library/enum.html#enum.Enum",
         },
-        "py:exception": {
-            name: "library/exceptions.html#$"
-            for name in (
-                *("BaseException", "Exception", "TimeoutError", "RuntimeError", "ValueError"),
-                *("TypeError", "ExceptionGroup", "OSError", "KeyboardInterrupt", "MemoryError"),
-            )
-        },
+        "py:exception": dict.fromkeys(
+            [
+                "BaseException",
+                "Exception",
+                "ExceptionGroup",
+                "KeyboardInterrupt",
+                "MemoryError",
+                "OSError",
+                "RuntimeError",
+                "TimeoutError",
+                "TypeError",
+                "ValueError",
+            ],
+            "library/exceptions.html#$",
+        ),
         "py:function": {
             "functools.partial": "library/functools.html#$",
             "os.fork": "library/os.html#$",

@@ -9,7 +9,6 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from typing import Any
 
 import anyio
@@ -17,7 +16,7 @@ import anyio
 from . import _platform
 from ._errors import ProcessStateError
 from ._loops import current_loop, post, run_to_end
-from ._multiprocessing import process, reduction, spawn, util
+from ._multiprocessing import process, spawn, util
 from ._start_methods import leave_fork_server
 from ._stop_request import StopListener, StopRequested
 from ._wire._framing import FrameKind, FrameReader, Section, pack
@@ -48,7 +47,7 @@ class ChildMain:
     :param start_method: how the child came into being
     """
 
-    wire: Connection
+    wire: _platform.ChildWire
     lifeline: int | None
     descriptors: Sequence[int]
     objects: Sequence[object]
@@ -58,11 +57,13 @@ class ChildMain:
     start_method: str
 
     def __getstate__(self) -> dict[str, Any]:
-        # While a process is being started, DupFd hands the descriptor over to it.
+        # While a process is being started, which descriptors are handed over to.
         state = dict(self.__dict__)
         if self.lifeline is not None:
-            state["lifeline"] = reduction.DupFd(self.lifeline)
-        state["descriptors"] = [reduction.DupFd(descriptor) for descriptor in self.descriptors]
+            state["lifeline"] = _platform.DescriptorForChild(self.lifeline)
+        state["descriptors"] = [
+            _platform.DescriptorForChild(descriptor) for descriptor in self.descriptors
+        ]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -82,6 +83,7 @@ class ChildMain:
         stop.listen(forked=self.start_method == "fork")
         global _connection
         connection = _connection = ParentConnection(self.wire)
+        self.wire.listen()
         connection.send((FrameKind.RUNNING, []))
         receive_handles(self.descriptors, self.objects)
         message, exitcode = self._run(connection, stop)
@@ -146,9 +148,9 @@ class MainModuleExited(Exception):
 class ParentConnection:
     """The child's connection to its parent. Any thread of the child may send."""
 
-    def __init__(self, wire: Connection) -> None:
+    def __init__(self, wire: _platform.ChildWire) -> None:
         self.pid = os.getpid()
-        self._wire = _platform.ChildWire(wire)
+        self._wire = wire
         self._sending = threading.Lock()
         self._said_started = False
 

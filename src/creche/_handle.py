@@ -34,7 +34,7 @@ from ._platform import ParentWire
 from ._runtime import Runtime
 from ._start_methods import abort_start, forget_process, own_started
 from ._stop_policy import StopPolicy
-from ._stopping import Stopper
+from ._stopping import StoppableChild, Stopper
 from ._watcher import Timer
 from ._wire._outcomes import Call, Failure, Outcome, Value
 
@@ -218,7 +218,8 @@ class ProcessHandle:
 
     def _attach(self) -> None:
         watcher = self._runtime.watcher
-        self._stopper = Stopper(watcher, self._popen, self._give_up)
+        target = StoppableChild(self._popen, self._wire)
+        self._stopper = Stopper(watcher, target, self._give_up)
         if self._wire is not None:
             self._inbox = Inbox(
                 self, watcher, self._runtime.unpicklers, self.process.name, self._popen.pid

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Coroutine
 from typing import Any, ParamSpec, TypeVar, TypeVarTuple, Unpack, overload
 
@@ -12,6 +11,7 @@ import anyio.lowlevel
 
 from ._durations import check_timeout
 from ._errors import ProcessTimeout
+from ._platform import usable_cpus
 from ._process import AsyncProcess
 from ._stop_policy import StopPolicy
 
@@ -38,14 +38,6 @@ def current_default_run_limiter() -> anyio.CapacityLimiter:
         limiter = anyio.CapacityLimiter(usable_cpus())
         _default_limiter.set(limiter)
         return limiter
-
-
-def usable_cpus() -> int:
-    """The number of CPUs that this process may run on."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS, Windows
-        return os.cpu_count() or 1
 
 
 @overload

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from ._platform import ParentWire
 from ._stop_policy import StopPolicy
 from ._watcher import Timer, Watcher
 
@@ -30,6 +31,25 @@ class Target(Protocol):
         """Have a request that has arrived, and was not noticed, noticed."""
 
     def kill(self, *, group: bool) -> None: ...
+
+
+class StoppableChild:
+    """A child process, which hears requests over its wire where that is the platform's way."""
+
+    def __init__(self, popen: Target, wire: ParentWire | None) -> None:
+        self._popen = popen
+        self._wire = wire
+
+    def ask_to_stop(self) -> None:
+        if self._wire is None or not self._wire.ask_to_stop():
+            self._popen.ask_to_stop()
+
+    def nudge(self) -> None:
+        if self._wire is None or not self._wire.ask_to_stop():
+            self._popen.nudge()
+
+    def kill(self, *, group: bool) -> None:
+        self._popen.kill(group=group)
 
 
 class Stopper:

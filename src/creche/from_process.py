@@ -14,8 +14,8 @@ __all__ = ["started"]
 def started(value: object = None) -> None:
     """Tell the parent that this process is ready.
 
-    :meth:`creche.ProcessNursery.start` waits for this, and returns ``value``. Elsewhere it has no effect.
-    May be called from any thread of the child.
+    :meth:`creche.ProcessNursery.start` waits for this, and returns ``value``. Elsewhere it has no
+    effect. May be called from any thread of the child.
 
     :param value: anything that can be pickled: the port that a server listens on, say
     :raises ProcessStateError: if this process was not started by creche, or has called it before

@@ -8,29 +8,35 @@ from __future__ import annotations
 import sys
 
 from ._missed_signals import SignalThread, raise_in_main_thread, take_back
-from ._parent_death import Lifeline, die_with_lifeline, die_with_parent
 
 if sys.platform == "win32":
     from ._connection_poller import ConnectionPoller as Poller
     from ._connection_wire import ChildWire, ParentWire, wire_pair
     from ._windows import (
         DEFAULT_START_METHOD,
+        DescriptorForChild,
+        Lifeline,
         default_stop_request,
         die_as_terminated,
+        die_with_parent,
         isolate_child,
         on_missed_stop_request,
         on_stop_request,
         reset_signals,
+        usable_cpus,
     )
 else:
+    from ._parent_death import Lifeline, die_with_parent
     from ._posix import (
         DEFAULT_START_METHOD,
+        DescriptorForChild,
         default_stop_request,
         die_as_terminated,
         isolate_child,
         on_missed_stop_request,
         on_stop_request,
         reset_signals,
+        usable_cpus,
     )
     from ._posix_wire import ChildWire, ParentWire, wire_pair
     from ._selector_poller import SelectorPoller as Poller
@@ -38,13 +44,13 @@ else:
 __all__ = [
     "DEFAULT_START_METHOD",
     "ChildWire",
+    "DescriptorForChild",
     "Lifeline",
     "ParentWire",
     "Poller",
     "SignalThread",
     "default_stop_request",
     "die_as_terminated",
-    "die_with_lifeline",
     "die_with_parent",
     "isolate_child",
     "on_missed_stop_request",
@@ -52,5 +58,6 @@ __all__ = [
     "raise_in_main_thread",
     "reset_signals",
     "take_back",
+    "usable_cpus",
     "wire_pair",
 ]

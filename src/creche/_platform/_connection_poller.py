@@ -21,9 +21,13 @@ from queue import SimpleQueue
 from typing import Any
 
 if sys.platform == "win32":
-    from multiprocessing.connection import PipeConnection as PipeEnd
+    from multiprocessing.connection import PipeConnection
+
+    PipeEnd = PipeConnection
 else:
-    from multiprocessing.connection import Connection as PipeEnd
+    from multiprocessing.connection import Connection
+
+    PipeEnd = Connection
 
 _Callback = Callable[[], None]
 _Waitable = int | PipeEnd

@@ -24,9 +24,9 @@ from .._wire._framing import BadFrameError, Buffer, FrameKind, FrameReader, pack
 from ._connection_poller import ConnectionPoller, PipeEnd
 
 if sys.platform == "win32":
-    from ._windows import DescriptorForChild, deliver_stop_request
+    from ._windows import DescriptorForChild, deliver_stop_request, nudge_main_thread
 else:
-    from ._posix import DescriptorForChild, deliver_stop_request
+    from ._posix import DescriptorForChild, deliver_stop_request, nudge_main_thread
 
 # As large a copy as a thread that holds the GIL should make: a millisecond at worst.
 _MESSAGE_BYTES = 1024 * 1024
@@ -74,7 +74,7 @@ class ParentWire:
             raise
 
     def ask_to_stop(self) -> bool:
-        """Ask the child to stop, which listens for that; return whether that is our business."""
+        """Ask the child to stop, or remind it; return whether that is the wire's business."""
         # No thread for it: the child is killed after its grace period.
         with contextlib.suppress(RuntimeError):
             self.send(pack(FrameKind.STOP))
@@ -197,7 +197,7 @@ class ChildWire:
 
     def _read(self) -> None:
         reader = FrameReader()
-        call_is_here = False
+        call_is_here = stop_is_here = False
         with contextlib.suppress(EOFError, OSError, BadFrameError):
             while True:
                 data = self._connection.recv_bytes(_MESSAGE_BYTES)
@@ -205,7 +205,10 @@ class ChildWire:
                     self._received.put(data)
                 for frame in reader.feed(data):
                     call_is_here = True
-                    if frame.kind is FrameKind.STOP:
+                    if frame.kind is FrameKind.STOP and stop_is_here:
+                        nudge_main_thread()
+                    elif frame.kind is FrameKind.STOP:
+                        stop_is_here = True
                         deliver_stop_request()
                         self._received.put(None)
                     del frame  # or its sections would stay for as long as nothing else comes

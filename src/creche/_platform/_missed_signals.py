@@ -39,7 +39,8 @@ class SignalThread:
 
     def __init__(self, callback: Callable[[], None]) -> None:
         receiver, self._sender = os.pipe()
-        os.set_blocking(self._sender, False)
+        if sys.platform != "win32":  # where this is not used
+            os.set_blocking(self._sender, False)
         threading.Thread(
             target=_read, args=(receiver, callback), name="creche-signals", daemon=True
         ).start()

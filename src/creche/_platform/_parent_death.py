@@ -12,14 +12,15 @@ Elsewhere a thread in the child waits for the parent, which needs the GIL now an
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import signal
 import sys
 import threading
 from multiprocessing import connection, process
+from typing import TYPE_CHECKING
 
-if sys.platform != "win32":
-    import fcntl
+assert sys.platform != "win32" or not TYPE_CHECKING
 
 _F_SETSIG = 10  # not in the fcntl module; the same number on every Linux architecture
 
@@ -94,6 +95,6 @@ def _wait_for_parent(parent: process.BaseProcess) -> None:
 
 
 def _die() -> None:
-    if sys.platform != "win32" and os.getpgrp() == os.getpid():
+    if os.getpgrp() == os.getpid():
         os.killpg(os.getpid(), signal.SIGKILL)
     os._exit(1)

@@ -64,6 +64,11 @@ def deliver_stop_request() -> None:
     os.kill(os.getpid(), signal.SIGTERM)  # the main thread gets it, and wakes up
 
 
+def nudge_main_thread() -> None:
+    """In any thread of a child: have a request noticed that arrived just before a wait began."""
+    os.kill(os.getpid(), signal.SIGCONT)
+
+
 def default_stop_request() -> None:
     """In a child: from here on, being asked to stop ends the process at once."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -74,3 +79,10 @@ def die_as_terminated() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def usable_cpus() -> int:
+    """The number of CPUs that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -40,7 +40,7 @@ class ParentWire:
         self._flush()
 
     def ask_to_stop(self) -> bool:
-        """Whether requests to stop are the wire's business: they come as signals here."""
+        """Return whether asking to stop is the wire's business: it is done by signals here."""
         return False
 
     def attach(self, poller: SelectorPoller, on_data: Callable[[bytes], None]) -> None:

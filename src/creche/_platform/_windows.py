@@ -60,6 +60,12 @@ def deliver_stop_request() -> None:
         die_as_terminated()
 
 
+def nudge_main_thread() -> None:
+    """In any thread of a child: have a request noticed that arrived just before a wait began."""
+    if _listening:
+        signal.raise_signal(signal.SIGINT)
+
+
 def default_stop_request() -> None:
     """In a child: from here on, being asked to stop ends the process at once."""
     global _listening
@@ -91,9 +97,9 @@ class DescriptorForChild:
 class Lifeline:
     """Nothing: what ends with this process is each child's job, see :mod:`._windows_job`."""
 
-    def duplicate(self) -> None:
+    def duplicate(self) -> int | None:
         """There is no descriptor for a child to inherit."""
-        return
+        return None
 
     def close(self) -> None:
         pass
@@ -101,3 +107,8 @@ class Lifeline:
 
 def die_with_parent(lifeline: int | None) -> None:
     """Nothing: the parent has put this process into a job, and the kernel does it."""
+
+
+def usable_cpus() -> int:
+    """The number of CPUs."""
+    return os.cpu_count() or 1

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import select
 import sys
+from typing import TYPE_CHECKING
+
+assert sys.platform != "win32" or not TYPE_CHECKING
 
 
 def open_exit_descriptor(pid: int) -> int | None:

@@ -15,7 +15,9 @@ import select
 import signal
 import sys
 from multiprocessing import forkserver
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+assert sys.platform != "win32" or not TYPE_CHECKING
 
 from .._multiprocessing import spawn
 from .._platform import Lifeline

@@ -17,11 +17,15 @@ import socket
 import stat
 import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+assert sys.platform != "win32" or not TYPE_CHECKING
 
 import creche._child
 
 from .._multiprocessing import process, spawn
-from .._platform import die_with_lifeline, isolate_child, reset_signals
+from .._platform import isolate_child, reset_signals
+from .._platform._parent_death import die_with_lifeline
 from ._exit_descriptor import open_exit_descriptor
 from ._fork_server import ENVIRONMENT_KEY
 

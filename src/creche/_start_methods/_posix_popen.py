@@ -19,10 +19,13 @@ import contextlib
 import io
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from multiprocessing import forkserver, popen_fork, popen_forkserver, popen_spawn_posix
 from multiprocessing.process import BaseProcess
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
+
+assert sys.platform != "win32" or not TYPE_CHECKING
 
 from .._loops import Latch
 from .._multiprocessing import context, reduction, resource_tracker, spawn, util

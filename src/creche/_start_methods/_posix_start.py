@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing.context
+import sys
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+assert sys.platform != "win32" or not TYPE_CHECKING
 
 from ._fork_server import forget_fork_server, kill_fork_server, leave_fork_server
 from ._posix_popen import (

@@ -19,20 +19,20 @@ import msvcrt
 import multiprocessing.context
 import os
 import signal
+import subprocess
 import sys
 import threading
 from multiprocessing import popen_spawn_win32
 from multiprocessing.process import BaseProcess
-from subprocess import CREATE_NEW_PROCESS_GROUP
 from typing import TYPE_CHECKING, Any, cast
+
+assert sys.platform == "win32" or not TYPE_CHECKING
 
 from .._loops import Latch
 from .._multiprocessing import context, reduction, spawn, util
 from .._platform._windows import TERMINATED
 from .._platform._windows_job import Job
 from ._main_module import without_main_module
-
-assert sys.platform == "win32" or not TYPE_CHECKING
 
 _KILLED = TERMINATED + 9
 """Our exit code for what was killed, to tell it from what was terminated: there are no signals."""
@@ -87,6 +87,9 @@ class OwnedPopen(popen_spawn_win32.Popen):
     def ask_to_stop(self) -> None:
         """End a child that has no wire: Windows knows no polite way."""
         self._terminate_process(TERMINATED)
+
+    def nudge(self) -> None:
+        """Nothing: a child that is asked by this class is not asked twice."""
 
     def kill(self, *, group: bool = False) -> None:
         if group and self._job is not None and self.returncode is None:
@@ -159,7 +162,7 @@ class SpawnPopen(OwnedPopen):
             None,
             None,
             False,
-            CREATE_NEW_PROCESS_GROUP,
+            subprocess.CREATE_NEW_PROCESS_GROUP,
             cast("Any", environment),
             None,
             cast("Any", None),
