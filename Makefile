@@ -7,6 +7,8 @@ MAKEFLAGS += --no-print-directory
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# The tests wait more than they compute.
+JOBS ?= 4
 PYTEST_ARGS ?=
 
 # One stamp per dependency group, renewed when pyproject.toml changes.
@@ -36,7 +38,7 @@ demo: $(VENV)/.installed  ## survey the standard library in processes
 
 .PHONY: test
 test: $(call STAMP,test)  ## run the tests
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
 
 .PHONY: test-all
 test-all:  ## run the tests on every CPython >= 3.11 of this machine
@@ -46,7 +48,7 @@ test-all:  ## run the tests on every CPython >= 3.11 of this machine
 test-lowest:  ## run the tests with the lowest versions that are supported
 	@$(MAKE) VENV=.venvs/lowest .venvs/lowest/.installed-test
 	@.venvs/lowest/bin/python .ci/lowest.py | xargs .venvs/lowest/bin/python -m pip install --quiet
-	.venvs/lowest/bin/python -m pytest $(PYTEST_ARGS)
+	.venvs/lowest/bin/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
 
 .PHONY: lint
 lint: $(call STAMP,lint)  ## check style and formatting
@@ -71,7 +73,8 @@ docs: $(call STAMP,docs)  ## build the documentation; warnings are errors
 
 .PHONY: examples
 examples: $(call STAMP,test)  ## run the examples
-	$(BIN)/python -m pytest tests/test_examples.py tests/test_documentation.py
+	@for example in deadline racing readiness memory_limit; do \
+		echo "examples/$$example.py"; $(BIN)/python examples/$$example.py || exit 1; done
 
 .PHONY: bench
 bench: $(call STAMP,bench)  ## measure against the peers; renews docs/benchmarks.md
