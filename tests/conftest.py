@@ -21,7 +21,7 @@ import anyio
 import psutil
 import pytest
 from scripts import Program
-from support import Announcements, double
+from support import NOT_OURS, Announcements, double, sockets_and_pipes
 
 import creche
 from creche._start_methods import _fork_server
@@ -31,6 +31,9 @@ START_METHODS = ("forkserver", "spawn", "fork")
 # Whoever inherits this from the tests is theirs, whatever became of its parent.
 MARKER = "CRECHE_TESTS"
 os.environ[MARKER] = _marker = uuid.uuid4().hex
+
+# The connections of whoever runs these tests: pytest's own and those of its workers.
+os.environ[NOT_OURS] = " ".join(sockets_and_pipes().values())
 
 # The watcher, the starter and two unpicklers, however many processes there are.
 CRECHE_THREADS = 4

@@ -462,16 +462,33 @@ async def make_async(kind: Callable[..., Any], *args: Any) -> Any:
 # --- descriptors ----------------------------------------------------------------------------------
 
 
-def _sockets_and_pipes() -> Iterator[int]:
+NOT_OURS = "CRECHE_TESTS_NOT_OURS"
+
+
+def sockets_and_pipes() -> dict[int, str]:
+    """All open ones, and what identifies each of them in whatever process has it open."""
+    found = {}
     for descriptor in open_descriptors():
-        mode = os.fstat(descriptor).st_mode
-        if descriptor > 2 and (stat.S_ISSOCK(mode) or stat.S_ISFIFO(mode)):
-            yield descriptor
+        status = os.fstat(descriptor)
+        if stat.S_ISSOCK(status.st_mode) or stat.S_ISFIFO(status.st_mode):
+            found[descriptor] = f"{status.st_dev}:{status.st_ino}"
+    return found
+
+
+def _to_attack() -> list[int]:
+    # Under fork, a child inherits the test runner's own connections as well: what is written to
+    # those breaks not creche but the run.
+    not_ours = os.environ[NOT_OURS].split()
+    return [
+        descriptor
+        for descriptor, identity in sockets_and_pipes().items()
+        if descriptor > 2 and identity not in not_ours
+    ]
 
 
 def write_garbage() -> str:
     """Write to everything inherited that somebody else may read from."""
-    for descriptor in list(_sockets_and_pipes()):
+    for descriptor in _to_attack():
         with contextlib.suppress(OSError):
             os.set_blocking(descriptor, False)
             os.write(descriptor, b"\xff garbage \x00\n" * 100)
@@ -479,7 +496,7 @@ def write_garbage() -> str:
 
 
 def _write_to_sockets(data: bytes) -> None:
-    for descriptor in list(_sockets_and_pipes()):
+    for descriptor in _to_attack():
         if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
             with contextlib.suppress(OSError):
                 os.write(descriptor, data)

@@ -153,14 +153,20 @@ class ParentConnection:
         self._wire = wire
         self._sending = threading.Lock()
         self._said_started = False
+        self._cut_off = False
 
     def send(self, message: Message) -> bool:
         """Send a message; return whether there was a connection to send it over."""
         with self._sending:
+            if self._cut_off:
+                return False
             try:
                 self._wire.send(pack(*message))
             except OSError:  # the parent is gone, or the function closed every descriptor
                 return False
+            except BaseException:  # a request to stop, in the middle of a frame
+                self._cut_off = True
+                raise
         return True
 
     def send_started(self, message: Message) -> None:

@@ -20,6 +20,9 @@ from ._platform import Poller
 
 _logger = logging.getLogger("creche")
 
+# Seconds. epoll_wait(2) takes milliseconds in an int: a timer in a month is too far for it.
+_LONGEST_WAIT = 3600.0
+
 
 class Timer:
     """A callback that is due at a time; :meth:`cancel` makes it none."""
@@ -87,4 +90,6 @@ class Watcher:
             return 0
         while self._timers and self._timers[0][2].callback is None:
             heapq.heappop(self._timers)
-        return max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
+        if not self._timers:
+            return None
+        return min(max(0.0, self._timers[0][0] - time.monotonic()), _LONGEST_WAIT)

@@ -331,6 +331,7 @@ def _run_forked_child(process_obj: Any, parent_sentinel: int, to_close: tuple[in
         for descriptor in to_close:
             os.close(descriptor)
         code = process_obj._bootstrap(parent_sentinel=parent_sentinel)
+        util._exit_function()  # joins the threads of queues; from 3.13 on _bootstrap does not
     finally:
         os._exit(code)
 
