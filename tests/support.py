@@ -10,6 +10,7 @@ import asyncio
 import atexit
 import contextlib
 import ctypes
+import faulthandler
 import functools
 import itertools
 import os
@@ -147,14 +148,19 @@ def many_objects(number: int) -> list[dict[str, int]]:
 # --- ends without an outcome ----------------------------------------------------------------------
 
 
-def segfault() -> NoReturn:
+def _end_without_a_trace() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    faulthandler.disable()  # pytest's, under fork
+
+
+def segfault() -> NoReturn:
+    _end_without_a_trace()
     ctypes.string_at(0)
     raise AssertionError("unreachable")
 
 
 def abort() -> NoReturn:
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _end_without_a_trace()
     os.abort()
 
 
@@ -243,6 +249,7 @@ def hang_in_finally(ready: str | None = None) -> None:
 
 def announce_when_stopped(path: str) -> None:
     try:
+        from_process.started()
         wait_for_ever()
     finally:
         announce(path)

@@ -498,12 +498,27 @@ async def by_start(run: Run) -> Any:
 async def by_start_when_ready(run: Run) -> Any:
     """Fails after it was ready."""
     fault = run.fault
-    async with open_only_one(run) as nursery:
-        ready = await nursery.start(
-            support.started_then, fault.func, *fault.args, stop=fault.stop, timeout=fault.timeout
-        )
-        assert ready == "ready"
+
+    async def note_process() -> None:  # while it starts: once it is ready, it may end
         (run.process,) = nursery.processes
+
+    failure: Exception | None = None
+    async with open_only_one(run) as nursery:
+        async with anyio.create_task_group() as group:
+            group.start_soon(note_process)
+            try:
+                ready = await nursery.start(
+                    support.started_then,
+                    fault.func,
+                    *fault.args,
+                    stop=fault.stop,
+                    timeout=fault.timeout,
+                )
+                assert ready == "ready"
+            except Exception as error:  # the task group would wrap it
+                failure = error
+        if failure is not None:
+            raise failure
     assert run.process is not None
     return run.process.return_value
 

@@ -97,7 +97,7 @@ STAGES = {
         async def run():
             stop = creche.StopPolicy(grace=600)
             async with creche.open_nursery(start_method=method, stop=stop) as nursery:
-                await nursery.start(support.started_then, support.announce_when_stopped, path)
+                await nursery.start(support.announce_when_stopped, path)
                 nursery.cancel_scope.cancel()
     """,
     "many": """

@@ -73,13 +73,15 @@ def _dying_with(lifeline: str, address: str) -> Iterator[None]:
     if tie is None:
         yield
         return
+    end_of_server, held_by_server = os.pipe()
     janitor = os.fork()
     if janitor == 0:
-        os.setpgid(0, 0)  # out of the group that the kernel kills
-        os.set_blocking(tie, True)
-        os.read(tie, 1)
-        _remove_socket(address)
-        os._exit(0)
+        try:
+            os.setpgid(0, 0)  # out of the group that the kernel kills
+            _clean_up_after_server(address, tie, end_of_server)
+        finally:
+            os._exit(0)
+    os.close(end_of_server)
     try:
         yield
     finally:
@@ -87,6 +89,24 @@ def _dying_with(lifeline: str, address: str) -> Iterator[None]:
         os.kill(janitor, signal.SIGKILL)
         with contextlib.suppress(ChildProcessError):  # where the application ignores SIGCHLD
             os.waitpid(janitor, 0)
+        os.close(held_by_server)
+
+
+def _clean_up_after_server(address: str, end_of_application: int, end_of_server: int) -> None:
+    """Wait for either end, and remove the socket of a server that did not come to serve."""
+    # As long as the listening socket is open in any process, who connects to it waits.
+    for descriptor in map(int, os.listdir("/proc/self/fd")):
+        if descriptor > 2 and descriptor not in (end_of_application, end_of_server):
+            with contextlib.suppress(OSError):  # the one that listed the directory
+                os.close(descriptor)
+    poller = select.poll()
+    poller.register(end_of_application, select.POLLIN)
+    poller.register(end_of_server, select.POLLIN)
+    if end_of_application in dict(poller.poll()):
+        _remove_socket(address)
+    else:
+        with contextlib.suppress(OSError):
+            os.unlink(address)  # its folder is the application's, which lives
 
 
 def _remove_socket(address: str) -> None:
