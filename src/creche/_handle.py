@@ -141,11 +141,9 @@ class ProcessHandle:
         :raises ProcessTimeout: if it could not even be started in time
         """
         if self.stuck and not self.finished.is_set():
-            who = describe(self.process.name, self.pid)
             if self._timed_out and self.pid is None:
-                raise ProcessTimeout(
-                    f"{who} could not be started within its timeout of {self.timeout:g} seconds"
-                )
+                raise self._not_started_in_time()
+            who = describe(self.process.name, self.pid)
             raise ProcessStuckError(
                 f"{who} is still there {self.policy.kill_timeout:g} seconds after it was sent"
                 " SIGKILL: it waits inside the kernel, perhaps for a disk or a network file"
@@ -207,7 +205,11 @@ class ProcessHandle:
     # --- in the watcher -----------------------------------------------------------------------
 
     def _not_started(self, error: BaseException) -> None:
-        if not isinstance(error, ProcessError):
+        if self._timed_out:
+            timeout = self._not_started_in_time()
+            timeout.__cause__ = error
+            error = timeout
+        elif not isinstance(error, ProcessError):
             reason = str(error) or type(error).__name__
             failure = ProcessStartError(
                 f"{describe(self.process.name, None)} could not be started: {reason}"
@@ -215,6 +217,12 @@ class ProcessHandle:
             failure.__cause__ = error
             error = failure
         self._finish(Failure(error))
+
+    def _not_started_in_time(self) -> ProcessTimeout:
+        return ProcessTimeout(
+            f"{describe(self.process.name, None)} could not be started within its timeout of"
+            f" {self.timeout:g} seconds"
+        )
 
     def _attach(self) -> None:
         watcher = self._runtime.watcher

@@ -6,12 +6,13 @@ imports), which may take long or never end, so it goes to threads of its own.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from ._watcher import Watcher
 from ._wire._framing import BadFrameError, Frame, FrameKind, FrameReader
 from ._wire._outcomes import Outcome, decode, decode_started
-from ._worker_threads import WorkerThreads
+from ._worker_threads import Job, WorkerThreads
 
 # Their outcome is told together with the exit code, which comes later.
 _FRAMES_ABOUT_EXITS = (FrameKind.EXITED, FrameKind.STOPPED)
@@ -53,8 +54,7 @@ class Inbox:
         self._pid = pid
         self._reader = FrameReader()
         self._last_frame: Frame | None = None
-        self._unpickling = 0
-        self._closed = False
+        self._unpickling: set[Job] = set()
 
     @property
     def has_outcome(self) -> bool:
@@ -69,7 +69,7 @@ class Inbox:
     @property
     def busy(self) -> bool:
         """Whether something is being unpickled."""
-        return self._unpickling > 0
+        return bool(self._unpickling)
 
     def receive(self, data: bytes) -> None:
         """Take in the next bytes; none at the end."""
@@ -92,9 +92,9 @@ class Inbox:
 
     def close(self) -> None:
         """Whatever is still being unpickled, nobody wants to know any more."""
-        self._closed = True
-        for _ in range(self._unpickling):
-            self._unpicklers.replace_one()
+        for job in self._unpickling:
+            self._unpicklers.abandon(job)
+        self._unpickling.clear()
 
     def _receive_frame(self, frame: Frame) -> None:
         if frame.kind is FrameKind.RUNNING:
@@ -108,29 +108,30 @@ class Inbox:
             self._listener.heard_last_word()
 
     def _unpickle_started(self, frame: Frame) -> None:
-        def unpickle() -> None:
-            outcome = decode_started(frame, self._name, self._pid)
-            self._watcher.call_soon(lambda: deliver(outcome))
-
         def deliver(outcome: Outcome) -> None:
-            self._unpickling -= 1
-            if not self._closed:
-                self.started = outcome
-                self._listener.heard_ready()
+            self.started = outcome
+            self._listener.heard_ready()
 
-        self._unpickling += 1
-        self._unpicklers.submit(unpickle)
+        self._unpickle(lambda: decode_started(frame, self._name, self._pid), deliver)
 
     def _unpickle_outcome(self, frame: Frame, exitcode: int | None) -> None:
-        def unpickle() -> None:
-            outcome = decode(frame, self._name, self._pid, exitcode)
-            self._watcher.call_soon(lambda: deliver(outcome))
-
         def deliver(outcome: Outcome) -> None:
-            self._unpickling -= 1
-            if not self._closed:
-                self.outcome = outcome
-                self._listener.heard_outcome()
+            self.outcome = outcome
+            self._listener.heard_outcome()
 
-        self._unpickling += 1
-        self._unpicklers.submit(unpickle)
+        self._unpickle(lambda: decode(frame, self._name, self._pid, exitcode), deliver)
+
+    def _unpickle(
+        self, unpickle: Callable[[], Outcome], deliver: Callable[[Outcome], None]
+    ) -> None:
+        def run() -> None:
+            outcome = unpickle()
+            self._watcher.call_soon(lambda: done(outcome))
+
+        def done(outcome: Outcome) -> None:
+            if job in self._unpickling:  # not given up
+                self._unpickling.remove(job)
+                deliver(outcome)
+
+        job = self._unpicklers.submit(run)
+        self._unpickling.add(job)

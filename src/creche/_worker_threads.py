@@ -14,6 +14,15 @@ from collections.abc import Callable
 _logger = logging.getLogger("creche")
 
 
+class Job:
+    """What was given to :meth:`WorkerThreads.submit`."""
+
+    def __init__(self, run: Callable[[], object]) -> None:
+        self.run = run
+        self.running = False
+        self.abandoned = False
+
+
 class WorkerThreads:
     """Runs jobs in order of submission in at most ``limit`` daemon threads, made on demand."""
 
@@ -21,37 +30,48 @@ class WorkerThreads:
         self._name = name
         self._limit = limit
         self._condition = threading.Condition(threading.Lock())
-        self._jobs: deque[Callable[[], object]] = deque()
+        self._jobs: deque[Job] = deque()
         self._threads = 0
         self._idle = 0
 
-    def submit(self, job: Callable[[], object]) -> None:
-        """Queue ``job``. It deals with its own errors; what escapes it is logged."""
+    def submit(self, run: Callable[[], object]) -> Job:
+        """Queue ``run``. It deals with its own errors; what escapes it is logged.
+
+        :raises RuntimeError: if there is no thread, and the system has none left
+        """
+        job = Job(run)
         with self._condition:
             self._jobs.append(job)
-            if self._idle >= len(self._jobs) or self._threads >= self._limit:
-                self._condition.notify()
-                return
-            self._threads += 1
-            name = f"{self._name}-{self._threads}"
-        try:
-            threading.Thread(target=self._run, name=name, daemon=True).start()
-        except RuntimeError:  # no more threads: the job must wait for one of the others
-            with self._condition:
-                self._threads -= 1
-                if not self._threads:
-                    self._jobs.remove(job)
-                    raise
+            self._find_thread()
+        return job
 
-    def replace_one(self) -> None:
-        """A job never ends: allow a thread in place of the one that it keeps."""
+    def abandon(self, job: Job) -> None:
+        """Nobody waits for ``job`` any more: if it never ends, no other has to wait for it."""
         with self._condition:
-            self._limit += 1
-            if not self._jobs:
-                return
-        self.submit(_do_nothing)  # makes a thread, which takes the oldest job
+            if job in self._jobs:
+                self._jobs.remove(job)
+            elif job.running and not job.abandoned:
+                job.abandoned = True
+                self._limit += 1
+                if self._jobs:
+                    self._find_thread()
 
-    def _run(self) -> None:
+    def _find_thread(self) -> None:
+        """Have a thread take the jobs that are waiting; called with the lock held."""
+        if self._idle >= len(self._jobs) or self._threads >= self._limit:
+            self._condition.notify()
+            return
+        self._threads += 1
+        name = f"{self._name}-{self._threads}"
+        try:
+            threading.Thread(target=self._work, name=name, daemon=True).start()
+        except RuntimeError:  # no more threads: the job must wait for one of the others
+            self._threads -= 1
+            if not self._threads:
+                self._jobs.pop()
+                raise
+
+    def _work(self) -> None:
         while True:
             with self._condition:
                 self._idle += 1
@@ -59,12 +79,16 @@ class WorkerThreads:
                     self._condition.wait()
                 self._idle -= 1
                 job = self._jobs.popleft()
+                job.running = True
             try:
-                job()
+                job.run()
             except BaseException:
                 _logger.exception("a job of creche's own failed; please report this")
+            with self._condition:
+                job.running = False
+                if job.abandoned:  # it did end: the thread in its place is one too many
+                    self._limit -= 1
+                    if self._threads > self._limit:
+                        self._threads -= 1
+                        return
             del job  # an idle thread keeps nothing alive
-
-
-def _do_nothing() -> None:
-    pass

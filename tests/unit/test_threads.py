@@ -100,8 +100,7 @@ def test_worker_threads_are_few_and_keep_the_order() -> None:
     workers.submit(finished.set)
     assert finished.wait(TIMEOUT)
     assert done == list(range(100))
-    names = [thread.name for thread in threading.enumerate() if thread.name.startswith("test-w")]
-    assert names == ["test-worker-1"]
+    assert len(threads_of("test-worker")) == 1
 
 
 def test_worker_survives_a_job_that_fails(caplog: pytest.LogCaptureFixture) -> None:
@@ -118,15 +117,41 @@ def test_worker_survives_a_job_that_fails(caplog: pytest.LogCaptureFixture) -> N
     assert "a job of creche's own failed" in caplog.text
 
 
-def test_worker_that_never_ends_is_replaced() -> None:
+def threads_of(name: str) -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith(name)]
+
+
+def test_job_that_is_abandoned_keeps_no_thread_from_others() -> None:
     workers = WorkerThreads("stuck-worker", limit=1)
-    release, finished = threading.Event(), threading.Event()
-    workers.submit(lambda: release.wait(TIMEOUT))
+    running, release, finished = (threading.Event() for _ in range(3))
+    stuck = workers.submit(lambda: (running.set(), release.wait(TIMEOUT)))
     workers.submit(finished.set)
+    assert running.wait(TIMEOUT)
     assert not finished.is_set()
-    workers.replace_one()
+    workers.abandon(stuck)
+    workers.abandon(stuck)
     assert finished.wait(TIMEOUT)
+    stuck_thread, _ = threads_of("stuck-worker")
     release.set()
+    stuck_thread.join(TIMEOUT)
+    assert not stuck_thread.is_alive()
+    finished.clear()
+    workers.submit(finished.set)
+    assert finished.wait(TIMEOUT)
+    assert len(threads_of("stuck-worker")) == 1
+
+
+def test_job_that_is_abandoned_before_it_begins_never_does() -> None:
+    workers = WorkerThreads("patient-worker", limit=1)
+    release, finished = threading.Event(), threading.Event()
+    done: list[str] = []
+    workers.submit(lambda: release.wait(TIMEOUT))
+    waiting = workers.submit(lambda: done.append("abandoned"))
+    workers.submit(lambda: (done.append("wanted"), finished.set()))
+    workers.abandon(waiting)
+    release.set()
+    assert finished.wait(TIMEOUT)
+    assert done == ["wanted"]
 
 
 @pytest.fixture
