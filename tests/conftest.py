@@ -95,11 +95,12 @@ class Inventory:
 
     processes: frozenset[int]
     descriptors: int
+    creche_threads: tuple[str, ...]
     shared_memory: frozenset[str]
 
     @classmethod
     def take(cls) -> Inventory:
-        return cls(_our_processes(), _count_descriptors(), _shared_memory())
+        return cls(_our_processes(), _count_descriptors(), _creche_threads(), _shared_memory())
 
     def beyond(self, before: Inventory) -> list[str]:
         """Describe what is here and was not there before."""
@@ -112,6 +113,8 @@ class Inventory:
             found.append(
                 f"{self.descriptors - before.descriptors} descriptors, now open: {_descriptors()}"
             )
+        if len(self.creche_threads) > CRECHE_THREADS:
+            found.append(f"threads, now running: {self.creche_threads}")
         found += [f"/dev/shm/{name}" for name in self.shared_memory - before.shared_memory]
         return found
 
@@ -122,14 +125,13 @@ def nothing_left_over(machinery: None) -> Iterator[None]:
     before = Inventory.take()
     threads = threading.active_count()
     yield
-    # What was killed and never awaited, such as a grandchild, may take a moment to go.
+    # What was killed and never awaited, such as a grandchild, may take a moment to go; so may a
+    # thread that was told to end.
     deadline = time.monotonic() + 10
     while (left := Inventory.take().beyond(before)) and time.monotonic() < deadline:
         gc.collect()  # a failed test's traceback keeps objects alive
         time.sleep(0.01)
     assert not left, f"left over: {left}"
-    ours = [thread.name for thread in threading.enumerate() if thread.name.startswith("creche-")]
-    assert len(ours) <= CRECHE_THREADS, ours
     assert threading.active_count() <= threads + OTHER_THREADS, threading.enumerate()
 
 
@@ -181,6 +183,11 @@ def _descriptors() -> list[str]:
         except OSError:
             continue
     return found
+
+
+def _creche_threads() -> tuple[str, ...]:
+    names = (thread.name for thread in threading.enumerate())
+    return tuple(name for name in names if name.startswith("creche-"))
 
 
 def _shared_memory() -> frozenset[str]:

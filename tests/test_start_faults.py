@@ -611,7 +611,7 @@ async def test_cancel_after_server_was_stopped(announcements: Announcements) -> 
 
 async def test_timeout_while_server_is_stopped(stopped_server: int) -> None:
     with anyio.fail_after(TIMEOUT):
-        with pytest.raises(ProcessTimeout, match="its timeout of 0.2 seconds"):
+        with pytest.raises(ProcessTimeout, match=r"its timeout of 0\.2 seconds"):
             await run_in_process(support.double, 1, timeout=0.2, stop=BRIEF)
         assert await run_in_process(support.double, 2) == 4
 

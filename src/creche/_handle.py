@@ -17,15 +17,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ._errors import (
-    ProcessDied,
-    ProcessError,
-    ProcessStartError,
-    ProcessStuckError,
-    ProcessTimeout,
-    SerializationError,
-    describe,
-)
+from . import _failures
+from ._errors import ProcessDied, ProcessError
 from ._inbox import Inbox
 from ._launching import start_child
 from ._lifecycle import Event, ProcessState, next_state
@@ -123,8 +116,7 @@ class ProcessHandle:
     def give_up_unless_started(self) -> None:
         """Where the process was not started, see to it that it never will be."""
         if self.state is ProcessState.CREATED:
-            who = describe(self.process.name, None)
-            self.outcome = Failure(ProcessStartError(f"{who} was stopped before it was started"))
+            self.outcome = Failure(_failures.stopped_before_start(self.process.name))
             self.state = ProcessState.TERMINATED
             self._set_all_latches()
 
@@ -141,16 +133,13 @@ class ProcessHandle:
         :raises ProcessTimeout: if it could not even be started in time
         """
         if self.stuck and not self.finished.is_set():
-            if self._timed_out and self.pid is None:
-                raise self._not_started_in_time()
-            who = describe(self.process.name, self.pid)
-            raise ProcessStuckError(
-                f"{who} is still there {self.policy.kill_timeout:g} seconds after it was sent"
-                " SIGKILL: it waits inside the kernel, perhaps for a disk or a network file"
-                " system. It will be reaped when the kernel lets go of it."
-                if self.pid is not None
-                else f"{who} was to be stopped, but is still being started"
-            )
+            if self.pid is not None:
+                raise _failures.killed_in_vain(
+                    self.process.name, self.pid, self.policy.kill_timeout
+                )
+            if self._timed_out:
+                raise _failures.not_started_in_time(self.process.name, self.timeout)
+            raise _failures.still_starting(self.process.name)
 
     def forget(self) -> None:
         """In a fork of this process: close our copies of what belongs to its parent."""
@@ -176,9 +165,7 @@ class ProcessHandle:
         watcher = self._runtime.watcher
         try:
             if self._stop_when_launched is not None:
-                raise ProcessStartError(
-                    f"{describe(self.process.name, None)} was stopped before it was started"
-                )
+                raise _failures.stopped_before_start(self.process.name)
             self._popen = start_process()
         except BaseException as error:
             failure = error  # the name is unbound when the block ends
@@ -205,24 +192,11 @@ class ProcessHandle:
     # --- in the watcher -----------------------------------------------------------------------
 
     def _not_started(self, error: BaseException) -> None:
+        name = self.process.name
         if self._timed_out:
-            timeout = self._not_started_in_time()
-            timeout.__cause__ = error
-            error = timeout
-        elif not isinstance(error, ProcessError):
-            reason = str(error) or type(error).__name__
-            failure = ProcessStartError(
-                f"{describe(self.process.name, None)} could not be started: {reason}"
-            )
-            failure.__cause__ = error
-            error = failure
-        self._finish(Failure(error))
-
-    def _not_started_in_time(self) -> ProcessTimeout:
-        return ProcessTimeout(
-            f"{describe(self.process.name, None)} could not be started within its timeout of"
-            f" {self.timeout:g} seconds"
-        )
+            self._finish(Failure(_failures.not_started_in_time(name, self.timeout, error)))
+        else:
+            self._finish(Failure(_failures.not_started(name, error)))
 
     def _attach(self) -> None:
         watcher = self._runtime.watcher
@@ -337,9 +311,8 @@ class ProcessHandle:
         self._inbox.close()
         self._settle(
             Failure(
-                SerializationError(
-                    f"the result of {describe(self.process.name, self.pid)} was still being"
-                    f" unpickled {self.policy.kill_timeout:g} seconds after it was to be stopped"
+                _failures.unpickling_never_ends(
+                    self.process.name, self.pid, self.policy.kill_timeout
                 )
             )
         )
@@ -354,16 +327,10 @@ class ProcessHandle:
         if self._inbox is None:
             return ProcessDied(exitcode, name=name, pid=pid)
         if self._inbox.error is not None:
-            return SerializationError(
-                f"{describe(name, pid)} was killed because something in it wrote to creche's"
-                f" connection: {self._inbox.error}"
-            )
+            return _failures.wrote_garbage(name, pid, self._inbox.error)
         never_ran = self.state is ProcessState.STARTED and not self.stop_requested
         if never_ran and exitcode is not None and exitcode > 0:
-            return ProcessStartError(
-                f"{describe(name, pid)} ended with exit code {exitcode} before it could run its"
-                " function; it wrote the reason to stderr"
-            )
+            return _failures.ended_before_running(name, pid, exitcode)
         detail = "it died while sending its result" if self._inbox.cut_off else ""
         return ProcessDied(exitcode, name=name, pid=pid, detail=detail)
 
@@ -381,13 +348,10 @@ class ProcessHandle:
 
     def _settle(self, outcome: Outcome) -> None:
         if self._timed_out:
-            name = describe(self.process.name, self.pid)
-            error = ProcessTimeout(
-                f"{name} was stopped after its timeout of {self.timeout:g} seconds"
+            last_word = outcome.exception if isinstance(outcome, Failure) else None
+            outcome = Failure(
+                _failures.timed_out(self.process.name, self.pid, self.timeout, last_word)
             )
-            if isinstance(outcome, Failure) and not isinstance(outcome.exception, ProcessDied):
-                error.__cause__ = outcome.exception
-            outcome = Failure(error)
         self._finish(outcome)
 
     def _finish(self, outcome: Outcome) -> None:

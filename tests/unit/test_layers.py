@@ -24,7 +24,7 @@ LAYERS = [
     ["_start_methods"],
     ["_platform"],
     ["_wire"],
-    ["_worker_threads", "_loops", "_multiprocessing", "_lifecycle", "_stop_policy"],
+    ["_worker_threads", "_loops", "_multiprocessing", "_lifecycle", "_stop_policy", "_failures"],
     ["_durations", "_errors"],
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
