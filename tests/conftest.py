@@ -191,4 +191,7 @@ def _creche_threads() -> tuple[str, ...]:
 
 
 def _shared_memory() -> frozenset[str]:
-    return frozenset(os.listdir("/dev/shm")) if sys.platform == "linux" else frozenset()
+    """What multiprocessing makes there; the machine may have other users."""
+    if sys.platform != "linux":
+        return frozenset()
+    return frozenset(name for name in os.listdir("/dev/shm") if name.startswith(("psm_", "sem.mp")))

@@ -393,7 +393,12 @@ def test_fork_of_a_parent(
     """
     gate = program.folder / "gate"
     os.mkfifo(gate)
-    main = write_main(program, run, f"import threading, traceback\ngate = {str(gate)!r}")
+    head = f"""
+    import threading, traceback, warnings
+    warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads, as intended here
+    gate = {str(gate)!r}
+    """
+    main = write_main(program, run, head)
     path = program_announcements.path
     with program.running(main, path, start_method, anyio_backend) as parent:
         program_announcements.get_blocking()

@@ -116,6 +116,7 @@ class ProcessHandle:
     def give_up_unless_started(self) -> None:
         """Where the process was not started, see to it that it never will be."""
         if self.state is ProcessState.CREATED:
+            self.stop_requested = True
             self.outcome = Failure(_failures.stopped_before_start(self.process.name))
             self.state = ProcessState.TERMINATED
             self._set_all_latches()

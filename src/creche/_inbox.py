@@ -11,10 +11,11 @@ from typing import Protocol
 
 from ._watcher import Watcher
 from ._wire._framing import BadFrameError, Frame, FrameKind, FrameReader
-from ._wire._outcomes import Outcome, decode, decode_started
+from ._wire._outcomes import Failure, Outcome, cannot_unpickle, decode, decode_started
 from ._worker_threads import Job, WorkerThreads
 
-# Their outcome is told together with the exit code, which comes later.
+# Their outcome is told together with the exit code, which comes later. There is nothing of the
+# application's in them to be unpickled.
 _FRAMES_ABOUT_EXITS = (FrameKind.EXITED, FrameKind.STOPPED)
 
 
@@ -88,7 +89,7 @@ class Inbox:
         """The process has ended: decode an outcome that is told together with the exit code."""
         frame = self._last_frame
         if frame is not None and frame.kind in _FRAMES_ABOUT_EXITS:
-            self._unpickle_outcome(frame, exitcode)
+            self.outcome = decode(frame, self._name, self._pid, exitcode)
 
     def close(self) -> None:
         """Whatever is still being unpickled, nobody wants to know any more."""
@@ -104,7 +105,7 @@ class Inbox:
         elif self._last_frame is None:
             self._last_frame = frame
             if frame.kind not in _FRAMES_ABOUT_EXITS:
-                self._unpickle_outcome(frame, None)
+                self._unpickle_outcome(frame)
             self._listener.heard_last_word()
 
     def _unpickle_started(self, frame: Frame) -> None:
@@ -114,12 +115,12 @@ class Inbox:
 
         self._unpickle(lambda: decode_started(frame, self._name, self._pid), deliver)
 
-    def _unpickle_outcome(self, frame: Frame, exitcode: int | None) -> None:
+    def _unpickle_outcome(self, frame: Frame) -> None:
         def deliver(outcome: Outcome) -> None:
             self.outcome = outcome
             self._listener.heard_outcome()
 
-        self._unpickle(lambda: decode(frame, self._name, self._pid, exitcode), deliver)
+        self._unpickle(lambda: decode(frame, self._name, self._pid, None), deliver)
 
     def _unpickle(
         self, unpickle: Callable[[], Outcome], deliver: Callable[[Outcome], None]
@@ -133,5 +134,9 @@ class Inbox:
                 self._unpickling.remove(job)
                 deliver(outcome)
 
-        job = self._unpicklers.submit(run)
-        self._unpickling.add(job)
+        try:
+            job = self._unpicklers.submit(run)
+        except RuntimeError as error:  # no threads left, or the interpreter ends
+            deliver(Failure(cannot_unpickle("result", self._name, self._pid, error)))
+        else:
+            self._unpickling.add(job)

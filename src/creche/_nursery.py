@@ -216,5 +216,5 @@ class ProcessNursery:
                 process._begin_unless_started()
                 yield
         finally:
-            process._give_up_unless_started()
             del self._processes[process]
+            await process._leave_nothing()

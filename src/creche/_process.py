@@ -378,9 +378,15 @@ class AsyncProcess(ProcessFacts[T_co]):
                 raise self._handle.started_outcome.exception
         return self._handle.started_outcome
 
-    def _give_up_unless_started(self) -> None:
-        """The nursery ends before it has started the process: wake those who wait for it."""
+    async def _leave_nothing(self) -> None:
+        """See to it that the process is gone, or will never be, and wake those who wait for it.
+
+        It is gone already, except where something struck between two lines: a KeyboardInterrupt,
+        which Trio raises wherever the main thread is just then.
+        """
         self._handle.give_up_unless_started()
+        if not self._handle.gone.is_set():
+            await self._stop_shielded(self._handle.policy)
 
     def _was_stopped_on_request(self) -> bool:
         return self._handle.stop_requested

@@ -104,7 +104,10 @@ async def run_in_process(
     async with current_default_run_limiter() if limiter is None else limiter:
         if check_timeout(timeout) == 0:
             raise ProcessTimeout(f"process {process.name!r} was given a timeout of 0 seconds")
-        return await process.result()
+        try:
+            return await process.result()
+        finally:
+            await process._leave_nothing()
 
 
 def in_process(

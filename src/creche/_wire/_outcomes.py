@@ -81,7 +81,7 @@ def failure_message(kind: FrameKind, error: BaseException) -> Message:
 def exit_message(reason: object) -> Message:
     """Say that the function left through ``sys.exit(reason)``."""
     detail = "" if reason is None or isinstance(reason, int) else _text_of(reason)
-    return FrameKind.EXITED, dumps(detail)
+    return FrameKind.EXITED, [[detail.encode("utf-8", "surrogatepass")]]
 
 
 def _report(error: BaseException) -> tuple[str, str, str]:
@@ -119,7 +119,7 @@ def _steers_the_interpreter(exception: BaseException) -> bool:
 
 def _text_of(obj: object) -> str:
     try:
-        return str(obj)
+        return str.__str__(str(obj))  # str() may give an instance of a subclass
     except BaseException as failed:
         return f"(str() of it raised {type(failed).__name__})"
 
@@ -151,7 +151,7 @@ def decode(frame: Frame, name: str, pid: int | None, exitcode: int | None) -> Ou
     try:
         return _decode(frame, name, pid, exitcode)
     except BaseException as error:  # an object that raises SystemExit while it is unpickled, say
-        return Failure(_cannot_unpickle("result", name, pid, error))
+        return Failure(cannot_unpickle("result", name, pid, error))
 
 
 def decode_started(frame: Frame, name: str, pid: int | None) -> Outcome:
@@ -159,7 +159,7 @@ def decode_started(frame: Frame, name: str, pid: int | None) -> Outcome:
     try:
         return Value(loads(frame.sections))
     except BaseException as error:
-        return Failure(_cannot_unpickle("value given to started()", name, pid, error))
+        return Failure(cannot_unpickle("value given to started()", name, pid, error))
 
 
 def _decode(frame: Frame, name: str, pid: int | None, exitcode: int | None) -> Outcome:
@@ -170,7 +170,7 @@ def _decode(frame: Frame, name: str, pid: int | None, exitcode: int | None) -> O
         case FrameKind.EXCEPTION:
             return Failure(_rebuild_exception(frame.sections))
         case FrameKind.EXITED:
-            detail = loads(frame.sections)
+            detail = b"".join(frame.sections[0]).decode("utf-8", "surrogatepass")
             return Failure(ProcessDied(exitcode, name=name, pid=pid, detail=detail))
         case FrameKind.BAD_VALUE:
             value_type, (type_name, message, text) = loads(frame.sections)
@@ -210,7 +210,7 @@ def _rebuild_exception(sections: list[Section]) -> BaseException:
     return exception
 
 
-def _cannot_unpickle(
+def cannot_unpickle(
     what: str, name: str, pid: int | None, error: BaseException
 ) -> SerializationError:
     failure = SerializationError(
