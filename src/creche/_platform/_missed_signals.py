@@ -17,6 +17,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable
 
 MISSES_SIGNALS = sys.version_info >= (3, 13) and sys.implementation.name == "cpython"
@@ -31,18 +32,20 @@ _take_back = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)(
 
 
 class SignalThread:
-    """Calls back in a thread of its own when a signal with a Python handler arrives.
+    """Calls back in a thread of its own when a signal arrives that has a Python handler.
 
-    It needs the wakeup descriptor, of which a process has one. Event loops set it when they start,
-    and Trio warns where it is taken then: hence :meth:`enable` and :meth:`disable`.
+    It needs the wakeup descriptor, of which a process has one, and which event loops set when they
+    start: hence :meth:`enable` and :meth:`disable`.
     """
 
-    def __init__(self, callback: Callable[[], None]) -> None:
+    def __init__(self, number: int, callback: Callable[[], None]) -> None:
         receiver, self._sender = os.pipe()
         if sys.platform != "win32":  # where this is not used
             os.set_blocking(self._sender, False)
+        # Where the function starts Trio itself, which restores the descriptor when it ends.
+        warnings.filterwarnings("ignore", "It looks like Trio's signal handling", RuntimeWarning)
         threading.Thread(
-            target=_read, args=(receiver, callback), name="creche-signals", daemon=True
+            target=_read, args=(receiver, number, callback), name="creche-signals", daemon=True
         ).start()
 
     def enable(self) -> None:
@@ -65,6 +68,7 @@ def take_back() -> None:
     _take_back(threading.get_ident(), None)
 
 
-def _read(receiver: int, callback: Callable[[], None]) -> None:
-    while os.read(receiver, 1):
-        callback()
+def _read(receiver: int, number: int, callback: Callable[[], None]) -> None:
+    while arrived := os.read(receiver, 1):
+        if arrived[0] == number:
+            callback()

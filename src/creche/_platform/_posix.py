@@ -56,7 +56,7 @@ def on_missed_stop_request(callback: Callable[[], None]) -> SignalThread | None:
 
     ``None`` where it misses none.
     """
-    return SignalThread(callback) if MISSES_SIGNALS else None
+    return SignalThread(signal.SIGTERM, callback) if MISSES_SIGNALS else None
 
 
 def deliver_stop_request() -> None:
