@@ -74,6 +74,7 @@ class ProcessHandle:
         self._stopper: Stopper | None = None
         self._stop_when_launched: StopPolicy | None = None
         self._owned = False
+        self._submitted = False
         self._timed_out = False
         self._stopping = False
         self._timers: list[Timer] = []
@@ -88,12 +89,9 @@ class ProcessHandle:
         self.state = next_state(self.state, Event.START, self.process.name)
         self._maybe_runtime = runtime
         runtime.live.add(self)
-        if self.timeout is not None:
-            runtime.watcher.call_soon(self._start_timeout)
-        try:
-            runtime.starter.submit(lambda: self._launch(lambda: self._make_child(backend)))
-        except RuntimeError as error:  # no more threads
-            self._not_started(error)
+        # A KeyboardInterrupt may strike here at any moment, and under Trio it does. It must not
+        # find the main thread holding a lock that other threads need.
+        runtime.watcher.call_soon(lambda: self._submit_start(backend))
 
     def adopt(self, runtime: Runtime) -> None:
         """Take over a process that runs already."""
@@ -103,6 +101,7 @@ class ProcessHandle:
         runtime.live.add(self)
         if self.timeout is not None:
             runtime.watcher.call_soon(self._start_timeout)
+        self._submitted = True
         self._launch(lambda: own_started(self.process))
 
     def stop(self, policy: StopPolicy) -> None:
@@ -192,6 +191,14 @@ class ProcessHandle:
 
     # --- in the watcher -----------------------------------------------------------------------
 
+    def _submit_start(self, backend: str) -> None:
+        self._submitted = True
+        self._start_timeout()
+        try:
+            self._runtime.starter.submit(lambda: self._launch(lambda: self._make_child(backend)))
+        except RuntimeError as error:  # no more threads
+            self._not_started(error)
+
     def _not_started(self, error: BaseException) -> None:
         name = self.process.name
         if self._timed_out:
@@ -277,12 +284,16 @@ class ProcessHandle:
         self._stop(self.policy)
 
     def _stop(self, policy: StopPolicy) -> None:
+        if self.finished.is_set():
+            return
         self._stopping = True
-        if self.exitcode is not None:
+        if not self._submitted:
+            self._not_started(_failures.stopped_before_start(self.process.name))
+        elif self.exitcode is not None:
             self._expect_unpickled()
         elif self._stopper is not None:
             self._stopper.stop(policy)
-        elif self._stop_when_launched is None and not self.finished.is_set():
+        elif self._stop_when_launched is None:
             self._stop_when_launched = policy
             # Whoever starts it may hang: a fork server that was stopped, say.
             self._call_later(policy.grace + policy.kill_timeout, self._give_up)
