@@ -624,6 +624,23 @@ async def test_cancel_while_server_is_stopped(stopped_server: int) -> None:
         assert await run_in_process(support.double, 2) == 4
 
 
+async def test_without_waitid(
+    start_method: str, announcements: Announcements, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on macOS before Python 3.13."""
+    monkeypatch.delattr(os, "waitid")
+    with anyio.fail_after(TIMEOUT):
+        assert await run_in_process(support.double, 1, start_method=start_method) == 2
+        process = AsyncProcess(
+            target=support.announce_then,
+            args=(announcements.path, support.wait_for_ever),
+            start_method=start_method,
+        )
+        async with process:
+            await announcements.get()
+            assert await process.terminate() == -signal.SIGTERM
+
+
 def test_reaped_by_somebody_else(program: Program, start_method: str, anyio_backend: str) -> None:
     """Code that calls waitpid(-1), or ignores SIGCHLD, takes exit codes away, but no outcome."""
     text = """

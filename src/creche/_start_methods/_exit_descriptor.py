@@ -17,7 +17,7 @@ def open_exit_descriptor(pid: int) -> int | None:
 
     :raises ProcessLookupError: if there is no such process
     """
-    if hasattr(os, "pidfd_open"):  # Linux
+    if sys.platform == "linux" and hasattr(os, "pidfd_open"):  # not in every build
         return os.pidfd_open(pid)
     # macOS, BSD: a kernel queue can itself be waited for.
     if sys.platform != "linux" and hasattr(select, "kqueue"):
@@ -31,6 +31,25 @@ def open_exit_descriptor(pid: int) -> int | None:
         finally:
             queue.close()
     return None
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a child of this process has ended. It stays to be reaped.
+
+    :raises ChildProcessError: if it was reaped
+    """
+    if hasattr(os, "waitid"):
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    # macOS, before Python 3.13
+    try:
+        descriptor = open_exit_descriptor(pid)
+    except ProcessLookupError:  # a zombie, or reaped: waitpid() will tell
+        return True
+    assert descriptor is not None, "neither waitid() nor kqueue()"
+    try:
+        return is_readable(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def exit_descriptor_or(pipe: int, pid: int) -> int:

@@ -21,7 +21,7 @@ assert sys.platform != "win32" or not TYPE_CHECKING
 
 from .._multiprocessing import spawn
 from .._platform import Lifeline
-from ._exit_descriptor import open_exit_descriptor
+from ._exit_descriptor import has_ended, open_exit_descriptor
 from ._main_module import main_module_settings
 
 ENVIRONMENT_KEY = "_CRECHE_FORK_SERVER"
@@ -86,15 +86,14 @@ class PreloadingForkServer(forkserver.ForkServer):
     def _is_running(self) -> bool:
         if self._forkserver_pid is None:
             return False
-        flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
-        try:
-            return os.waitid(os.P_PID, self._forkserver_pid, flags) is None
-        except ChildProcessError:
-            # Reaped by somebody's waitpid(-1). What is left of it must not be asked for its status.
-            if self._forkserver_alive_fd is not None:
-                os.close(self._forkserver_alive_fd)
-            self._forkserver_alive_fd = self._forkserver_address = self._forkserver_pid = None
-            return False
+        with contextlib.suppress(ChildProcessError):  # reaped by somebody's waitpid(-1)
+            if not has_ended(self._forkserver_pid):
+                return True
+            os.waitpid(self._forkserver_pid, 0)
+        if self._forkserver_alive_fd is not None:
+            os.close(self._forkserver_alive_fd)
+        self._forkserver_alive_fd = self._forkserver_address = self._forkserver_pid = None
+        return False
 
     def _settings(self) -> dict[str, Any]:
         settings = spawn.get_preparation_data("")

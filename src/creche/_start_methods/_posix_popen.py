@@ -16,7 +16,6 @@ Three ``Popen`` classes take the place of ``multiprocessing``'s own under ``fork
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import signal
 import sys
@@ -28,10 +27,10 @@ from typing import TYPE_CHECKING, Any, cast
 assert sys.platform != "win32" or not TYPE_CHECKING
 
 from .._loops import Latch
-from .._multiprocessing import context, reduction, resource_tracker, spawn, util
-from ._exit_descriptor import exit_descriptor_or, is_readable, open_exit_descriptor
+from .._multiprocessing import resource_tracker, spawn, util
+from ._exit_descriptor import exit_descriptor_or, has_ended, is_readable, open_exit_descriptor
 from ._fork_server import fork_server
-from ._main_module import without_main_module
+from ._main_module import pickle_preparation
 
 LOST_EXIT_CODE = 255
 """What ``multiprocessing`` reports for a child that somebody else has reaped."""
@@ -75,7 +74,7 @@ class OwnedPopen(popen_fork.Popen):
         """
         if self.returncode is None:
             try:
-                if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+                if not has_ended(self.pid):
                     return None
                 if kill_group:  # while the zombie keeps the number of the group
                     self.kill_group()
@@ -181,7 +180,7 @@ class SpawnPopen(OwnedPopen):
     def _launch(self, process_obj: BaseProcess) -> None:
         tracker_fd = resource_tracker.getfd()
         self._fds.append(tracker_fd)
-        preparation = _pickle_preparation(self, process_obj)
+        preparation = pickle_preparation(self, process_obj)
         with _Descriptors() as opened:
             child_r, parent_w = opened.pipe()
             parent_r, child_w = opened.pipe()
@@ -209,7 +208,7 @@ class ForkServerPopen(OwnedPopen):
         return len(self._fds) - 1
 
     def _launch(self, process_obj: BaseProcess) -> None:
-        preparation = _pickle_preparation(self, process_obj)
+        preparation = pickle_preparation(self, process_obj)
         _check_descriptors_left(6)  # connect_to_new_process leaks some when it runs out of them
         sentinel, parent_w = fork_server().request_child(self._fds)
         self._keep(sentinel, parent_w)
@@ -278,7 +277,7 @@ def signal_forkserver_child(popen: OwnedPopen, number: int) -> None:
     if popen.returncode is not None:
         return
     with contextlib.suppress(ProcessLookupError):
-        if not hasattr(os, "pidfd_open"):
+        if sys.platform != "linux" or not hasattr(os, "pidfd_open"):
             os.kill(popen.pid, number)
             return
         pidfd = os.pidfd_open(popen.pid)
@@ -334,22 +333,6 @@ def _run_forked_child(process_obj: Any, parent_sentinel: int, to_close: tuple[in
         util._exit_function()  # joins the threads of queues; from 3.13 on _bootstrap does not
     finally:
         os._exit(code)
-
-
-def _pickle_preparation(popen: OwnedPopen, process_obj: BaseProcess) -> bytes:
-    """Pickle what ``multiprocessing.spawn`` reads first in the child: settings, then the process
-    object."""
-    settings = spawn.get_preparation_data(process_obj.name)
-    if getattr(process_obj, "imports_main_later", False):
-        settings = without_main_module(settings)
-    buffer = io.BytesIO()
-    context.set_spawning_popen(popen)
-    try:
-        reduction.dump(settings, buffer)
-        reduction.dump(process_obj, buffer)
-    finally:
-        context.set_spawning_popen(None)
-    return buffer.getvalue()
 
 
 def own_popen(process: Any) -> OwnedPopen:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import _winapi
 import contextlib
-import io
 import msvcrt
 import multiprocessing.context
 import os
@@ -29,10 +28,10 @@ from typing import TYPE_CHECKING, Any, cast
 assert sys.platform == "win32" or not TYPE_CHECKING
 
 from .._loops import Latch
-from .._multiprocessing import context, reduction, spawn, util
+from .._multiprocessing import reduction, spawn, util
 from .._platform._windows import TERMINATED
 from .._platform._windows_job import Job
-from ._main_module import without_main_module
+from ._main_module import pickle_preparation
 
 _KILLED = TERMINATED + 9
 """Our exit code for what was killed, to tell it from what was terminated: there are no signals."""
@@ -133,7 +132,7 @@ class SpawnPopen(OwnedPopen):
             undo.callback(self.kill)
             # It waits for what it has yet to be sent, so it has started nothing outside of the job.
             self._job.add(self.sentinel)
-            preparation = self._pickle_preparation(process_obj)
+            preparation = pickle_preparation(self, process_obj)
             # In a thread, because a pipe takes a few kilobytes at once, and ours does not break
             # before :meth:`close` is called.
             threading.Thread(
@@ -170,21 +169,6 @@ class SpawnPopen(OwnedPopen):
         _winapi.CloseHandle(thread)
         self.sentinel = int(process)
         self._handle = process
-
-    def _pickle_preparation(self, process_obj: BaseProcess) -> bytes:
-        """Pickle what ``multiprocessing.spawn`` reads first in the child: settings, then the
-        process object, whose handles are duplicated into the child meanwhile."""
-        settings = spawn.get_preparation_data(process_obj.name)
-        if getattr(process_obj, "imports_main_later", False):
-            settings = without_main_module(settings)
-        buffer = io.BytesIO()
-        context.set_spawning_popen(self)
-        try:
-            reduction.dump(settings, buffer)
-            reduction.dump(process_obj, buffer)
-        finally:
-            context.set_spawning_popen(None)
-        return buffer.getvalue()
 
 
 class AdoptedPopen(OwnedPopen):
