@@ -423,7 +423,12 @@ def connections(monkeypatch: pytest.MonkeyPatch, machinery: None) -> Iterator[li
     yield wires
     use_poller(original).close()
     assert wires
-    assert all(wire._connection.closed for wire in wires)
+    deadline = time.monotonic() + TIMEOUT  # a wire is closed by the thread that uses it last
+    while not (closed := all(wire._connection.closed for wire in wires)):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.01)
+    assert closed
 
 
 def use_poller(poller: Any) -> Any:

@@ -39,7 +39,7 @@ def prepare_server() -> None:
     settings = json.loads(os.environ.pop(ENVIRONMENT_KEY))
     address = _listening_address()
     _remove_socket_at_exit(address, settings["application"])
-    with _dying_with(settings["lifeline"], address):
+    with _dying_with(settings["application"], settings["lifeline"], address):
         _import_main(settings["main"])
     for module in settings["modules"]:
         with contextlib.suppress(ImportError):
@@ -62,46 +62,65 @@ def _remove_socket_at_exit(address: str, application: int) -> None:
 
 
 @contextlib.contextmanager
-def _dying_with(lifeline: str, address: str) -> Iterator[None]:
+def _dying_with(application: int, lifeline: str, address: str) -> Iterator[None]:
     """Die with the application while the block runs, whatever the block does.
 
     The server's own loop, later, notices the end of the application by itself. Importing a main
     module that never returns, or sits in C code that holds the GIL, does not: there the kernel
     kills the server, and a process made for that removes its socket.
     """
-    tie = die_with_lifeline(lifeline, signal.SIGKILL)
-    if tie is None:
+    if sys.platform != "linux":
         yield
         return
-    end_of_server, held_by_server = os.pipe()
-    janitor = os.fork()
-    if janitor == 0:
-        try:
-            os.setpgid(0, 0)  # out of the group that the kernel kills
-            _clean_up_after_server(address, tie, end_of_server)
-        finally:
-            os._exit(0)
-    os.close(end_of_server)
+    janitor, held_by_server = _start_janitor(lifeline, address)
+    # From here on the kernel may kill this process at any moment.
+    tie = die_with_lifeline(lifeline, signal.SIGKILL)
     try:
+        if tie is None and os.getppid() != application:
+            sys.exit()  # it has ended already
         yield
     finally:
-        os.close(tie)
+        if tie is not None:
+            os.close(tie)
         os.kill(janitor, signal.SIGKILL)
         with contextlib.suppress(ChildProcessError):  # where the application ignores SIGCHLD
             os.waitpid(janitor, 0)
         os.close(held_by_server)
 
 
-def _clean_up_after_server(address: str, end_of_application: int, end_of_server: int) -> None:
-    """Wait for either end, and remove the socket of a server that did not come to serve."""
+def _start_janitor(lifeline: str, address: str) -> tuple[int, int]:
+    """Start the process that removes the socket of a server that did not come to serve.
+
+    :return: its process id, and the descriptor that tells it of this process's end
+    """
+    end_of_server, held_by_server = os.pipe()
+    janitor = os.fork()
+    if janitor == 0:
+        try:
+            os.setpgid(0, 0)
+            _clean_up_after_server(address, lifeline, end_of_server)
+        finally:
+            os._exit(0)
+    # Out of the group that the kernel kills. Both say so, as nobody knows who comes first.
+    os.setpgid(janitor, janitor)
+    os.close(end_of_server)
+    return janitor, held_by_server
+
+
+def _clean_up_after_server(address: str, lifeline: str, end_of_server: int) -> None:
+    """Wait for the end of the server or of the application, and remove the server's socket."""
     # As long as the listening socket is open in any process, who connects to it waits.
     for descriptor in map(int, os.listdir("/proc/self/fd")):
-        if descriptor > 2 and descriptor not in (end_of_application, end_of_server):
+        if descriptor > 2 and descriptor != end_of_server:
             with contextlib.suppress(OSError):  # the one that listed the directory
                 os.close(descriptor)
     poller = select.poll()
-    poller.register(end_of_application, select.POLLIN)
     poller.register(end_of_server, select.POLLIN)
+    try:
+        end_of_application = os.open(lifeline, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:  # it has ended
+        end_of_application = end_of_server
+    poller.register(end_of_application, select.POLLIN)
     if end_of_application in dict(poller.poll()):
         _remove_socket(address)
     else:
@@ -112,6 +131,7 @@ def _clean_up_after_server(address: str, end_of_application: int, end_of_server:
 def _remove_socket(address: str) -> None:
     with contextlib.suppress(OSError):
         os.unlink(address)
+    with contextlib.suppress(OSError):
         os.rmdir(os.path.dirname(address))
 
 
