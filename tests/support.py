@@ -58,7 +58,7 @@ class Announcements:
         """Wait for the next line."""
         with anyio.fail_after(TIMEOUT):
             while b"\n" not in self._received:
-                await anyio.wait_readable(self._descriptor)
+                await wait_readable(self._descriptor)
                 self._receive()
         return self._take()
 
@@ -464,6 +464,23 @@ def make_deep_list() -> list[Any]:
 async def make_async(kind: Callable[..., Any], *args: Any) -> Any:
     await anyio.lowlevel.checkpoint()
     return kind(*args)
+
+
+async def wait_readable(descriptor: int) -> None:
+    """``anyio.wait_readable``, which the lowest supported version lacks."""
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        import trio  # costs a child 100 ms
+
+        await trio.lowlevel.wait_readable(descriptor)
+    else:
+        readable = asyncio.Event()
+        loop.add_reader(descriptor, readable.set)
+        try:
+            await readable.wait()
+        finally:
+            loop.remove_reader(descriptor)
 
 
 # --- descriptors ----------------------------------------------------------------------------------

@@ -480,12 +480,12 @@ async def test_many_processes_at_once() -> None:
 
 
 @in_processes
-@pytest.mark.parametrize("func", [clean_up, clean_up_async])
+@pytest.mark.parametrize("target", [clean_up, clean_up_async])
 async def test_stop_unwinds(
-    func: Callable[..., Any], start_method: str, announcements: Announcements
+    target: Callable[..., Any], start_method: str, announcements: Announcements
 ) -> None:
     process = creche.AsyncProcess(
-        target=func, args=(announcements.path,), start_method=start_method
+        target=target, args=(announcements.path,), start_method=start_method
     )
     await process.start()
     assert await announcements.get_pid() == process.pid

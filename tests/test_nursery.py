@@ -210,7 +210,7 @@ async def test_started_child_goes_on() -> None:
 
 
 @pytest.mark.parametrize(
-    ("func", "args", "error", "message"),
+    ("target", "args", "error", "message"),
     [
         (targets.add, (1,), creche.ProcessStartError, "without calling creche.from_process"),
         (targets.fail, ("early",), LookupError, "early"),
@@ -219,10 +219,10 @@ async def test_started_child_goes_on() -> None:
         (lambda: None, (), creche.SerializationError, "the function"),
     ],
 )
-async def test_start_fails(func: Any, args: Any, error: type[Exception], message: str) -> None:
+async def test_start_fails(target: Any, args: Any, error: type[Exception], message: str) -> None:
     async with open_nursery() as nursery:
         with pytest.raises(error, match=message):
-            await nursery.start(func, *args)
+            await nursery.start(target, *args)
         assert nursery.processes == frozenset()
 
 

@@ -265,7 +265,7 @@ async def test_sentinel(start_method: str, announcements: Announcements) -> None
         sentinel = process.sentinel
         assert not connection.wait([sentinel], 0)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(anyio.wait_readable, sentinel)
+            tasks.start_soon(support.wait_readable, sentinel)
             await process.terminate()
         assert await anyio.to_thread.run_sync(connection.wait, [sentinel], TIMEOUT) == [sentinel]
     process.close()

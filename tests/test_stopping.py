@@ -105,14 +105,14 @@ def clean_up_for_long(path: str, again: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("func", "reason"),
+    ("target", "reason"),
     [(note_what_stops, "StopRequested"), (note_what_stops_async, "cancelled")],
 )
 async def test_polite(
-    func: Any, reason: str, start_method: str, announcements: Announcements
+    target: Any, reason: str, start_method: str, announcements: Announcements
 ) -> None:
     process = AsyncProcess(
-        target=func, args=(announcements.path,), start_method=start_method, stop=PATIENT
+        target=target, args=(announcements.path,), start_method=start_method, stop=PATIENT
     )
     async with process:
         await announcements.get()

@@ -14,6 +14,7 @@ from ._errors import ProcessDied, ProcessStartError, ProcessStateError, describe
 from ._process import AsyncProcess
 from ._run import name_after
 from ._stop_policy import StopPolicy, check_stop_policy
+from ._wire._outcomes import Failure, Value
 
 __all__ = ["ProcessNursery", "open_nursery"]
 
@@ -134,7 +135,10 @@ class ProcessNursery:
         :raises ProcessStateError: if the nursery is not open
         """
         process = self._make_process(func, args, name, timeout, stop)
-        return await self._task_group.start(self._run_until_ready, process, name=process.name)
+        outcome = await self._task_group.start(self._run_until_ready, process, name=process.name)
+        if isinstance(outcome, Failure):
+            raise outcome.exception
+        return outcome.value
 
     async def __aenter__(self) -> ProcessNursery:
         await self._task_group.__aenter__()
@@ -190,16 +194,28 @@ class ProcessNursery:
         self, process: AsyncProcess[Any], *, task_status: TaskStatus[Any]
     ) -> None:
         async with self._admitted(process):
-            ready = await process._start_until_ready()
-            if ready is None:
-                await self._result(process)
-                raise ProcessStartError(
-                    f"{describe(process.name, process.pid)} ended without calling"
-                    " creche.from_process.started(), for which start() waits; use start_soon() for"
-                    " a function that does not call it"
-                )
-            task_status.started(ready.value)
+            try:
+                ready = await self._ready(process)
+            except (anyio.get_cancelled_exc_class(), KeyboardInterrupt, GeneratorExit):
+                raise
+            except BaseException as error:
+                # Older versions of Trio raise what comes through a start() of theirs "from
+                # None", which takes the child's traceback away.
+                task_status.started(Failure(error))
+                return
+            task_status.started(ready)
             await self._result(process)
+
+    async def _ready(self, process: AsyncProcess[Any]) -> Value:
+        ready = await process._start_until_ready()
+        if ready is None:
+            await self._result(process)
+            raise ProcessStartError(
+                f"{describe(process.name, process.pid)} ended without calling"
+                " creche.from_process.started(), for which start() waits; use start_soon() for"
+                " a function that does not call it"
+            )
+        return ready
 
     async def _result(self, process: AsyncProcess[Any]) -> None:
         try:
