@@ -17,9 +17,14 @@ from ._errors import ProcessTimeout as ProcessTimeout
 from ._errors import RemoteError as RemoteError
 from ._errors import RemoteTraceback as RemoteTraceback
 from ._errors import SerializationError as SerializationError
+from ._errors import WorkerMemoryError as WorkerMemoryError
 from ._lifecycle import ProcessState as ProcessState
 from ._nursery import ProcessNursery as ProcessNursery
 from ._nursery import open_nursery as open_nursery
+from ._pool._process_pool import ProcessPool as ProcessPool
+from ._pool._process_pool import open_pool as open_pool
+from ._pool._statistics import PoolStatistics as PoolStatistics
+from ._pool._statistics import WorkerStatistics as WorkerStatistics
 from ._process import AsyncProcess as AsyncProcess
 from ._run import current_default_run_limiter as current_default_run_limiter
 from ._run import in_process as in_process

@@ -7,6 +7,7 @@ import inspect
 import os
 import sys
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -107,7 +108,10 @@ class ChildMain:
                         func, args, kwargs = self._receive_call(connection)
                     except Exception as error:
                         return failure_message(FrameKind.BAD_CALL, error), 1
-                value = _call(func, args, kwargs, self.backend, stop)
+                if isinstance(func, ChildProgram):
+                    value = func(ChildContext(self.backend, stop), *args)
+                else:
+                    value = _call(func, args, kwargs, self.backend, stop)
                 if self.own_run is not None:
                     value = None  # multiprocessing ignores what run() returns
             finally:
@@ -139,6 +143,21 @@ class ChildMain:
         if self.own_run is not None:
             return self.own_run, (), {}
         return loads(connection.receive_call())
+
+
+@dataclass(frozen=True)
+class ChildContext:
+    """What a :class:`ChildProgram` gets to know."""
+
+    backend: str
+    stop: StopListener
+
+
+class ChildProgram(ABC):
+    """A function of creche's own for a child to run, which deals with requests to stop itself."""
+
+    @abstractmethod
+    def __call__(self, context: ChildContext, *args: Any) -> object: ...
 
 
 class MainModuleExited(Exception):

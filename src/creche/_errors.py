@@ -20,6 +20,7 @@ __all__ = [
     "RemoteError",
     "RemoteTraceback",
     "SerializationError",
+    "WorkerMemoryError",
 ]
 
 
@@ -141,6 +142,24 @@ class RemoteTraceback(Exception):
 
     def __str__(self) -> str:
         return f'\n"""\n{self.text}"""'
+
+
+class WorkerMemoryError(ProcessError, MemoryError):
+    """A call asked for more memory than the ``memory_limit`` of its pool lets a worker have.
+
+    The worker is replaced; no other call notices. Where code in C ends the process instead of
+    reporting that there is no memory, the call fails with :exc:`ProcessDied`.
+    """
+
+    limit: int
+    """The limit in bytes."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(limit)
+        self.limit = limit
+
+    def __str__(self) -> str:
+        return f"the worker's memory_limit of {self.limit} bytes was exceeded"
 
 
 class ProcessStateError(ProcessError, RuntimeError):

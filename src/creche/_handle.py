@@ -61,6 +61,7 @@ class ProcessHandle:
         self.stop_requested = False
         self.stuck = False
         self.keeps_descriptors = False
+        self.on_forget: Callable[[], object] | None = None
         self.launched = Latch()
         self.ready = Latch()
         self.gone = Latch()
@@ -126,6 +127,10 @@ class ProcessHandle:
         if self._maybe_runtime is not None:
             self._runtime.watcher.call_soon(self._expect_exit)
 
+    def expect_end(self, seconds: float) -> None:
+        """Stop the process unless it ends by itself within ``seconds``."""
+        self._runtime.watcher.call_soon(lambda: self._expect_end(seconds))
+
     def check_gone(self) -> None:
         """Check that the process has gone.
 
@@ -143,6 +148,8 @@ class ProcessHandle:
 
     def forget(self) -> None:
         """In a fork of this process: close our copies of what belongs to its parent."""
+        if self.on_forget is not None:
+            self.on_forget()
         if self._wire is not None:
             self._wire.forget()
         if self._popen is not None:
@@ -212,7 +219,7 @@ class ProcessHandle:
         self._stopper = Stopper(watcher, target, self._give_up)
         if self._wire is not None:
             self._inbox = Inbox(
-                self, watcher, self._runtime.unpicklers, self.process.name, self._popen.pid
+                self, watcher, self._runtime.picklers, self.process.name, self._popen.pid
             )
             self._wire.attach(watcher.poller, self._inbox.receive)
         if self._stop_when_launched is not None:
@@ -297,6 +304,10 @@ class ProcessHandle:
             self._stop_when_launched = policy
             # Whoever starts it may hang: a fork server that was stopped, say.
             self._call_later(policy.grace + policy.kill_timeout, self._give_up)
+
+    def _expect_end(self, seconds: float) -> None:
+        if not self.finished.is_set():
+            self._call_later(seconds, lambda: self._stop(self.policy))
 
     def _expect_exit(self) -> None:
         """See to it that a child that has said its last word, and is waited for, exits in time."""

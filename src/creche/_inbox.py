@@ -42,7 +42,7 @@ class Inbox:
     """Takes in what one child sends."""
 
     def __init__(
-        self, listener: Listener, watcher: Watcher, unpicklers: WorkerThreads, name: str, pid: int
+        self, listener: Listener, watcher: Watcher, picklers: WorkerThreads, name: str, pid: int
     ) -> None:
         self.started: Outcome | None = None
         self.outcome: Outcome | None = None
@@ -50,7 +50,7 @@ class Inbox:
         self.ended = False
         self._listener = listener
         self._watcher = watcher
-        self._unpicklers = unpicklers
+        self._picklers = picklers
         self._name = name
         self._pid = pid
         self._reader = FrameReader()
@@ -94,7 +94,7 @@ class Inbox:
     def close(self) -> None:
         """Whatever is still being unpickled, nobody wants to know any more."""
         for job in self._unpickling:
-            self._unpicklers.abandon(job)
+            self._picklers.abandon(job)
         self._unpickling.clear()
 
     def _receive_frame(self, frame: Frame) -> None:
@@ -135,7 +135,7 @@ class Inbox:
                 deliver(outcome)
 
         try:
-            job = self._unpicklers.submit(run)
+            job = self._picklers.submit(run)
         except RuntimeError as error:  # no threads left, or the interpreter ends
             deliver(Failure(cannot_unpickle("result", self._name, self._pid, error)))
         else:

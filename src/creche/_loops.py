@@ -91,6 +91,17 @@ class Latch:
             else:
                 post(loop, wake)
 
+    def tell(self, callback: Callable[[], object], loop: EventLoop | None) -> None:
+        """Have ``callback`` called when the latch is set, or at once where it is.
+
+        :param loop: where it is called; ``None`` for the thread that sets the latch
+        """
+        if not self._add_waiter(callback, loop):
+            if loop is None:
+                callback()
+            else:
+                post(loop, callback)
+
     async def wait(self) -> None:
         """Wait until the latch is set. Cancellation leaves nothing behind."""
         await anyio.lowlevel.checkpoint_if_cancelled()
@@ -126,3 +137,49 @@ class Latch:
         with self._lock:
             if self._waiters is not None:
                 self._waiters.pop(wake, None)
+
+
+class _AsyncioWaiter:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._future = loop.create_future()
+
+    def wake(self) -> None:
+        if not self._future.done():
+            self._future.set_result(None)
+
+    async def wait(self) -> None:
+        await self._future
+
+
+class _TrioWaiter:
+    def __init__(self) -> None:
+        self._task: Any = None
+        self._awake = False
+
+    def wake(self) -> None:
+        self._awake = True
+        if self._task is not None:
+            task, self._task = self._task, None
+            sys.modules["trio"].lowlevel.reschedule(task)
+
+    async def wait(self) -> None:
+        lowlevel = sys.modules["trio"].lowlevel
+        if self._awake:
+            await lowlevel.checkpoint()
+            return
+        self._task = lowlevel.current_task()
+
+        def abort(_raise_cancel: Any) -> Any:
+            self._task = None
+            return lowlevel.Abort.SUCCEEDED
+
+        await lowlevel.wait_task_rescheduled(abort)
+
+
+Waiter = _AsyncioWaiter | _TrioWaiter
+"""One task that waits once, to be woken from its own event loop. :class:`anyio.Event` does more,
+and costs a multiple."""
+
+
+def waiter_in(loop: EventLoop) -> Waiter:
+    return _AsyncioWaiter(loop) if isinstance(loop, asyncio.AbstractEventLoop) else _TrioWaiter()

@@ -42,7 +42,7 @@ class Runtime:
             raise
         # Starting is serial anyway: multiprocessing's bookkeeping is not made for more threads.
         self.starter = WorkerThreads("creche-starter", limit=1)
-        self.unpicklers = WorkerThreads("creche-unpickler", limit=2)
+        self.picklers = WorkerThreads("creche-pickler", limit=2)
         self.live: set[LiveProcess] = set()
 
     def stop_all(self) -> None:

@@ -61,8 +61,8 @@ class StopListener:
 
     @contextmanager
     def reacting(self, react: Callable[[], None]) -> Iterator[None]:
-        """Have ``react`` called, once, while the block runs."""
-        self._react = react
+        """Have ``react`` called, once, while the block runs, instead of what an outer one has."""
+        outer, self._react = self._react, react
         try:
             if self._thread is not None:
                 self._thread.enable()
@@ -70,8 +70,8 @@ class StopListener:
                 self._request()
             yield
         finally:
-            self._react = None
-            if self._thread is not None:
+            self._react = None if self._requested else outer
+            if self._thread is not None and self._react is None:
                 self._thread.disable()
 
     def _request(self) -> None:

@@ -9,6 +9,25 @@ import sys
 
 from ._missed_signals import SignalThread, raise_in_main_thread, take_back
 
+if sys.platform == "linux":
+    from ._segments import (
+        Segment,
+        SegmentReader,
+        SegmentSocket,
+        buffer_in_segment,
+        segment_sockets,
+        write_segment,
+    )
+else:
+    from ._no_segments import (
+        Segment,
+        SegmentReader,
+        SegmentSocket,
+        buffer_in_segment,
+        segment_sockets,
+        write_segment,
+    )
+
 if sys.platform == "win32":
     from ._connection_poller import ConnectionPoller as Poller
     from ._connection_wire import ChildWire, ParentWire, wire_pair
@@ -20,6 +39,7 @@ if sys.platform == "win32":
         die_as_terminated,
         die_with_parent,
         isolate_child,
+        limit_memory,
         on_missed_stop_request,
         on_stop_request,
         reset_signals,
@@ -33,6 +53,7 @@ else:
         default_stop_request,
         die_as_terminated,
         isolate_child,
+        limit_memory,
         on_missed_stop_request,
         on_stop_request,
         reset_signals,
@@ -41,23 +62,38 @@ else:
     from ._posix_wire import ChildWire, ParentWire, wire_pair
     from ._selector_poller import SelectorPoller as Poller
 
+LOOPS_CAN_READ = sys.platform != "win32"
+"""Whether event loops can wait for a wire, so that no thread has to."""
+
+CAN_TAKE_BACK = sys.platform == "linux"
+"""Whether what was sent over a wire, and was not received yet, can be taken back."""
+
 __all__ = [
+    "CAN_TAKE_BACK",
     "DEFAULT_START_METHOD",
+    "LOOPS_CAN_READ",
     "ChildWire",
     "DescriptorForChild",
     "Lifeline",
     "ParentWire",
     "Poller",
+    "Segment",
+    "SegmentReader",
+    "SegmentSocket",
     "SignalThread",
+    "buffer_in_segment",
     "default_stop_request",
     "die_as_terminated",
     "die_with_parent",
     "isolate_child",
+    "limit_memory",
     "on_missed_stop_request",
     "on_stop_request",
     "raise_in_main_thread",
     "reset_signals",
+    "segment_sockets",
     "take_back",
     "usable_cpus",
     "wire_pair",
+    "write_segment",
 ]

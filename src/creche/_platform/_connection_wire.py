@@ -73,6 +73,10 @@ class ParentWire:
                 self._sending = False
             raise
 
+    def send_at_once(self, data: bytes) -> None:
+        """Send a small message."""
+        self.send([data])
+
     def ask_to_stop(self) -> bool:
         """Ask the child to stop, or remind it; return whether that is the wire's business."""
         # No thread for it: the child is killed after its grace period.
@@ -166,6 +170,7 @@ class ChildWire:
     def __init__(self, connection: PipeEnd) -> None:
         self._connection = connection
         self._received: SimpleQueue[bytes | None] = SimpleQueue()
+        self._rest = b""
 
     def __getstate__(self) -> dict[str, Any]:
         # While a process is being started.
@@ -186,6 +191,24 @@ class ChildWire:
     def send(self, pieces: Iterable[Buffer]) -> None:
         for message in _messages(pieces):
             self._connection.send_bytes(message)
+
+    def write(self, data: Buffer) -> None:
+        """Send what is in one piece."""
+        self.send([data])
+
+    def receive_exactly(self, size: int) -> bytes:
+        """Without :meth:`listen`: return ``size`` bytes, or fewer at the end."""
+        while len(self._rest) < size:
+            try:
+                self._rest += self._connection.recv_bytes(_MESSAGE_BYTES)
+            except (EOFError, OSError):
+                break
+        data, self._rest = self._rest[:size], self._rest[size:]
+        return data
+
+    def take_back(self, size: int) -> bool:
+        """Nothing can be taken back here: the pipe has no end that two processes can read."""
+        return False
 
     def receive(self) -> bytes:
         """Return what has arrived, at least a byte; ``b""`` at the end."""

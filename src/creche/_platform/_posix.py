@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -79,6 +80,19 @@ def die_as_terminated() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def limit_memory(limit: int) -> None:
+    """Have this process get no more than ``limit`` bytes of memory of its own.
+
+    Asking for more fails, which Python turns into a :exc:`MemoryError`. What counts is private
+    memory that can be written to (``RLIMIT_DATA``): neither code, nor files and segments that are
+    mapped. macOS accepts the limit, and does not keep it.
+    """
+    _, highest = resource.getrlimit(resource.RLIMIT_DATA)
+    if highest != resource.RLIM_INFINITY:
+        limit = min(limit, highest)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, highest))
 
 
 def usable_cpus() -> int:

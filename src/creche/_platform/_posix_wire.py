@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from multiprocessing.connection import Connection
 
 from .._wire._framing import Buffer
-from ._selector_poller import SelectorPoller
+from ._selector_poller import DescriptorPoller
 
 # Most messages are small. Large reads come from fresh memory each, and pay with big ones alone.
 _SMALL_READ_BYTES = 64 * 1024
@@ -30,7 +30,7 @@ class ParentWire:
         self._sock = sock
         sock.setblocking(False)
         self._outbox: deque[memoryview] = deque()
-        self._poller: SelectorPoller | None = None
+        self._poller: DescriptorPoller | None = None
         self._on_data: Callable[[bytes], None] | None = None
         self._read_bytes = _SMALL_READ_BYTES
 
@@ -38,12 +38,28 @@ class ParentWire:
         """Send what the socket takes now, and the rest when it takes more."""
         self._outbox.extend(memoryview(piece).cast("B") for piece in pieces)
         self._flush()
+        if self._outbox and self._poller is not None:
+            self._poller.watch_writable(self._sock.fileno(), self._flush)
+
+    def send_at_once(self, data: bytes) -> None:
+        """Send a small message: in one system call, where nothing else is on its way."""
+        if not self._outbox:
+            try:
+                sent = self._sock.send(data)
+            except (BlockingIOError, InterruptedError):
+                sent = 0
+            except OSError:  # EPIPE, as below
+                return
+            if sent == len(data):
+                return
+            data = data[sent:]
+        self.send([data])
 
     def ask_to_stop(self) -> bool:
         """Return whether asking to stop is the wire's business: it is done by signals here."""
         return False
 
-    def attach(self, poller: SelectorPoller, on_data: Callable[[bytes], None]) -> None:
+    def attach(self, poller: DescriptorPoller, on_data: Callable[[bytes], None]) -> None:
         """Begin to receive: ``on_data`` gets what arrives, and ``b""`` once at the end."""
         self._poller = poller
         self._on_data = on_data
@@ -68,22 +84,26 @@ class ParentWire:
 
     def _receive(self) -> None:
         for _ in range(_READS_IN_TURN):
-            if not self._receive_once():
+            asked = self._read_bytes
+            # After a short read there is nothing more, or the poller will say so.
+            if self._receive_once() < asked or self._poller is None:
                 return
 
-    def _receive_once(self) -> bool:
+    def _receive_once(self) -> int:
+        """Receive; return how many bytes came: none where there are none now, or at the end."""
         assert self._on_data is not None
+        asked = self._read_bytes
         try:
-            data = self._sock.recv(self._read_bytes)
+            data = self._sock.recv(asked)
         except (BlockingIOError, InterruptedError):
-            return False
+            return 0
         except OSError:  # ECONNRESET: the child died with our data unread
             data = b""
-        self._read_bytes = _READ_BYTES if len(data) == self._read_bytes else _SMALL_READ_BYTES
+        self._read_bytes = _READ_BYTES if len(data) == asked else _SMALL_READ_BYTES
         if not data:
             self._detach()
         self._on_data(data)
-        return bool(data) and self._poller is not None
+        return len(data)
 
     def _flush(self) -> None:
         while self._outbox:
@@ -123,13 +143,45 @@ class ChildWire:
 
     def send(self, pieces: Iterable[Buffer]) -> None:
         for piece in _joined_if_small(pieces):
-            view = memoryview(piece).cast("B")
-            while view:
-                view = view[os.write(self._connection.fileno(), view) :]
+            self.write(piece)
+
+    def write(self, data: Buffer) -> None:
+        """Send what is in one piece."""
+        written = os.write(self._connection.fileno(), data)
+        view = memoryview(data).cast("B")
+        while written < len(view):
+            view = view[written:]
+            written = os.write(self._connection.fileno(), view)
 
     def receive(self) -> bytes:
         """Return what has arrived, at least a byte; ``b""`` at the end."""
         return os.read(self._connection.fileno(), _SMALL_READ_BYTES)
+
+    def receive_exactly(self, size: int) -> bytes:
+        """Return ``size`` bytes, or fewer at the end."""
+        data = os.read(self._connection.fileno(), size)
+        while data and len(data) < size:
+            more = os.read(self._connection.fileno(), size - len(data))
+            if not more:
+                return b""
+            data += more
+        return data
+
+    def take_back(self, size: int) -> bool:
+        """In the parent: take ``size`` bytes out of what the child has not received yet.
+
+        The kernel keeps a small message in one piece, and lets one process have it. (Only Linux
+        does.) The flag for this call alone, because the child shares the descriptor's own.
+
+        :return: whether there were any
+        """
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, self._connection.fileno())
+        try:
+            return bool(sock.recv(size, socket.MSG_DONTWAIT))
+        except OSError:  # nothing there
+            return False
+        finally:
+            sock.detach()
 
 
 def wire_pair() -> tuple[ParentWire, ChildWire]:

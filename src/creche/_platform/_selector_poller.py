@@ -6,8 +6,21 @@ import contextlib
 import selectors
 import socket
 from collections.abc import Callable
+from typing import Protocol
 
 _Callback = Callable[[], None]
+
+
+class DescriptorPoller(Protocol):
+    """What a wire needs of whoever tells it when it can read and write."""
+
+    def watch(self, descriptor: int, callback: _Callback) -> None: ...
+
+    def watch_writable(self, descriptor: int, callback: _Callback) -> None: ...
+
+    def unwatch(self, descriptor: int) -> None: ...
+
+    def unwatch_writable(self, descriptor: int) -> None: ...
 
 
 class SelectorPoller:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from .._multiprocessing import context
 from ._missed_signals import SignalThread
+from ._windows_job import limit_own_memory
 
 assert sys.platform == "win32" or not TYPE_CHECKING
 
@@ -107,6 +108,11 @@ class Lifeline:
 
 def die_with_parent(lifeline: int | None) -> None:
     """Nothing: the parent has put this process into a job, and the kernel does it."""
+
+
+def limit_memory(limit: int) -> None:
+    """Have this process get no more than ``limit`` bytes of memory of its own."""
+    limit_own_memory(limit)
 
 
 def usable_cpus() -> int:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 assert sys.platform == "win32" or not TYPE_CHECKING
 
 _EXTENDED_LIMIT_INFORMATION = 9  # JobObjectExtendedLimitInformation
+_LIMIT_PROCESS_MEMORY = 0x0100  # JOB_OBJECT_LIMIT_PROCESS_MEMORY
 _LIMIT_BREAKAWAY_OK = 0x0800  # JOB_OBJECT_LIMIT_BREAKAWAY_OK
 _LIMIT_KILL_ON_JOB_CLOSE = 0x2000  # JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE
 
@@ -66,6 +67,10 @@ _assign_process.restype = wintypes.BOOL
 _terminate_job = _kernel32.TerminateJobObject
 _terminate_job.argtypes = (wintypes.HANDLE, wintypes.UINT)
 _terminate_job.restype = wintypes.BOOL
+
+_current_process = _kernel32.GetCurrentProcess
+_current_process.argtypes = ()
+_current_process.restype = wintypes.HANDLE
 
 _close_handle = _kernel32.CloseHandle
 _close_handle.argtypes = (wintypes.HANDLE,)
@@ -117,8 +122,9 @@ class Job:
         if handle is not None:
             _close_handle(handle)
 
-    def _limit(self, flags: int) -> None:
+    def _limit(self, flags: int, memory: int = 0) -> None:
         information = _ExtendedLimitInformation()
+        information.ProcessMemoryLimit = memory
         information.BasicLimitInformation.LimitFlags = flags
         _check(
             _set_information(
@@ -128,6 +134,20 @@ class Job:
                 ctypes.sizeof(information),
             )
         )
+
+
+_own_job: Job | None = None
+
+
+def limit_own_memory(limit: int) -> None:
+    """Have the kernel refuse this process more than ``limit`` bytes of committed memory.
+
+    :raises OSError: if that cannot be
+    """
+    global _own_job
+    _own_job = Job()  # for ever: closing it would end this process
+    _own_job._limit(_LIMIT_PROCESS_MEMORY | _LIMIT_BREAKAWAY_OK, limit)
+    _own_job.add(_current_process())
 
 
 def _check(succeeded: int) -> None:

@@ -27,7 +27,10 @@ Section = list[Buffer]
 
 
 class FrameKind(enum.IntEnum):
-    """What a frame says. CALL and STOP go to the child, all others to the parent."""
+    """What a frame says, or a message between a pool and a worker.
+
+    CALL, STOP and CHUNK go to the child, all others to the parent.
+    """
 
     CALL = 1
     STOP = 2
@@ -40,6 +43,9 @@ class FrameKind(enum.IntEnum):
     BAD_MAIN = 9
     BAD_CALL = 10
     BAD_VALUE = 11
+    CHUNK = 12
+    READY = 13
+    VALUES = 14
 
 
 class BadFrameError(Exception):

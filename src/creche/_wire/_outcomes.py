@@ -58,16 +58,26 @@ def value_message(value: object, kind: FrameKind = FrameKind.VALUE) -> Message:
     try:
         return kind, dumps(value)
     except BaseException as error:
-        return FrameKind.BAD_VALUE, dumps((_name_of(type(value)), _report(error)))
+        return bad_value_message(value, error)
 
 
-def exception_message(exception: BaseException) -> Message:
-    """Say that the function raised ``exception``."""
+def bad_value_message(value: object, error: BaseException) -> Message:
+    """Say that the function returned ``value``, which cannot be pickled because of ``error``."""
+    return FrameKind.BAD_VALUE, dumps((_name_of(type(value)), _report(error)))
+
+
+def exception_message(
+    exception: BaseException, dump: Callable[[object], list[Section]] = dumps
+) -> Message:
+    """Say that the function raised ``exception``.
+
+    :param dump: what to pickle it with
+    """
     sections = dumps(_report(exception))
     if _steers_the_interpreter(exception):
         return FrameKind.EXCEPTION, sections
     try:
-        pickled = dumps(exception)
+        pickled = dump(exception)
     except BaseException:
         return FrameKind.EXCEPTION, sections
     return FrameKind.EXCEPTION, sections + pickled
@@ -139,17 +149,37 @@ def encode_call(call: Call, name: str, handles: ArgumentHandles) -> list[Section
     try:
         return dumps((call.func, call.args, call.kwargs), handles)
     except BaseException as error:  # whatever a __reduce__ of the application raises
-        what = _find_unpicklable(call) or "the function and its arguments together"
-        raise SerializationError(
-            f"cannot start {describe(name, None)}: {what} cannot be pickled"
-            f" ({type(error).__name__}: {error}). {_advice(error)}"
-        ) from error
+        cannot = f"cannot start {describe(name, None)}"
+        raise _cannot_pickle(cannot, call, error) from error
 
 
-def decode(frame: Frame, name: str, pid: int | None, exitcode: int | None) -> Outcome:
-    """Turn a child's last frame into the outcome of its process."""
+def cannot_pickle_call(
+    pool: str, func: Callable[..., Any], args: tuple[Any, ...], error: BaseException
+) -> SerializationError:
+    """Say why a call cannot be sent to a worker of a pool."""
+    return _cannot_pickle(f"cannot run a call in {pool!r}", Call(func, args, {}), error)
+
+
+def _cannot_pickle(cannot: str, call: Call, error: BaseException) -> SerializationError:
+    what = _find_unpicklable(call) or "the function and its arguments together"
+    return SerializationError(
+        f"{cannot}: {what} cannot be pickled ({type(error).__name__}: {error}). {_advice(error)}"
+    )
+
+
+def decode(
+    frame: Frame,
+    name: str,
+    pid: int | None,
+    exitcode: int | None,
+    load: Callable[[list[Section]], Any] = loads,
+) -> Outcome:
+    """Turn a child's last frame into the outcome of its process.
+
+    :param load: what to unpickle its exception with
+    """
     try:
-        return _decode(frame, name, pid, exitcode)
+        return _decode(frame, name, pid, exitcode, load)
     except BaseException as error:  # an object that raises SystemExit while it is unpickled, say
         return Failure(cannot_unpickle("result", name, pid, error))
 
@@ -162,13 +192,19 @@ def decode_started(frame: Frame, name: str, pid: int | None) -> Outcome:
         return Failure(cannot_unpickle("value given to started()", name, pid, error))
 
 
-def _decode(frame: Frame, name: str, pid: int | None, exitcode: int | None) -> Outcome:
+def _decode(
+    frame: Frame,
+    name: str,
+    pid: int | None,
+    exitcode: int | None,
+    load: Callable[[list[Section]], Any],
+) -> Outcome:
     process = describe(name, pid)
     match frame.kind:
         case FrameKind.VALUE:
             return Value(loads(frame.sections))
         case FrameKind.EXCEPTION:
-            return Failure(_rebuild_exception(frame.sections))
+            return Failure(_rebuild_exception(frame.sections, load))
         case FrameKind.EXITED:
             detail = b"".join(frame.sections[0]).decode("utf-8", "surrogatepass")
             return Failure(ProcessDied(exitcode, name=name, pid=pid, detail=detail))
@@ -196,12 +232,14 @@ def _decode(frame: Frame, name: str, pid: int | None, exitcode: int | None) -> O
     return Failure(error)
 
 
-def _rebuild_exception(sections: list[Section]) -> BaseException:
+def _rebuild_exception(
+    sections: list[Section], load: Callable[[list[Section]], Any]
+) -> BaseException:
     type_name, message, text = loads(sections[:1])
     exception: object = None
     if len(sections) > 1:
         try:
-            exception = loads(sections[1:])
+            exception = load(sections[1:])
         except BaseException:  # an __init__ with two required arguments, a class we lack ...
             exception = None
     if not isinstance(exception, BaseException):

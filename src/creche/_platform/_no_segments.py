@@ -1,0 +1,45 @@
+"""Where no anonymous shared memory can be sent to another process: payloads go through the wire."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from .._wire._framing import Buffer
+
+
+class Segment:
+    """There is none here."""
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+
+class SegmentSocket:
+    """There is none here."""
+
+    def send(self, segment: Segment) -> None:
+        raise NotImplementedError
+
+    def receive(self) -> Segment:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+
+def segment_sockets() -> tuple[SegmentSocket, SegmentSocket] | None:
+    """Tell that there is no shared memory here."""
+    return None
+
+
+def write_segment(sections: Sequence[Sequence[Buffer]], offsets: Sequence[int]) -> NoReturn:
+    raise NotImplementedError
+
+
+def buffer_in_segment(segment: Segment, offset: int, size: int) -> NoReturn:
+    raise NotImplementedError
+
+
+def SegmentReader(segment: Segment, offset: int, size: int) -> Any:  # noqa: N802
+    raise NotImplementedError

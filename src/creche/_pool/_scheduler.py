@@ -1,0 +1,378 @@
+"""Which call runs where and when, and how many workers there are."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from .._errors import ProcessError, ProcessStartError
+from .._stop_policy import StopPolicy
+from .._wire._outcomes import Failure
+from ._calls import CallState, PoolCall
+from ._options import PoolOptions
+from ._statistics import PoolStatistics, WorkerStatistics
+from ._worker import Worker, WorkerState
+
+# Calls are sent to a worker that is busy as long as it will have come to them within this time: so
+# that it never waits for the pool, and takes next to nothing that another could have done.
+_AHEAD_SECONDS = 0.001
+_AHEAD_CALLS = 32
+
+# Deaths in a row, of workers that have not come to serve.
+_MAX_START_FAILURES = 3
+
+# How often a call is given to another worker because one ended without having begun it.
+_MAX_MOVES = 5
+
+# Of how many functions it is remembered how long they take.
+_MAX_KNOWN = 1000
+
+_UNKNOWN = float("inf")
+
+
+class WorkerFactory(Protocol):
+    """Makes a worker and begins to start it.
+
+    :raises OSError: if there are no descriptors left
+    :raises ProcessStartError: if it cannot be started
+    """
+
+    def __call__(self, scheduler: Scheduler) -> Worker: ...
+
+
+class Scheduler:
+    """Hands calls to workers in order of arrival, and keeps as many workers as that takes.
+
+    Everything in here runs in the event loop of the pool and returns at once.
+
+    :param call_later: calls back in the event loop after some seconds
+    """
+
+    def __init__(
+        self,
+        options: PoolOptions,
+        make_worker: WorkerFactory,
+        call_later: Callable[[float, Callable[[], None]], None],
+    ) -> None:
+        self._options = options
+        self._make_worker = make_worker
+        self._call_later = call_later
+        self._queue: deque[PoolCall] = deque()
+        self._called_off = 0  # calls in the queue that nobody wants any more
+        self._idle: list[Worker] = []  # the one that worked last at the end
+        self._seconds: dict[object, float] = {}  # that a function takes
+        self._start_failures = 0
+        self._restarts = 0
+        self._done = 0
+        self._failed = 0
+        self._cancelled = 0
+        self._checking_idle = False
+        self._open = True
+        self.workers: set[Worker] = set()
+        self.start_error: ProcessStartError | None = None
+        self.on_change: Callable[[], None] = _nothing
+
+    # --- calls ----------------------------------------------------------------------------------
+
+    @property
+    def has_calls(self) -> bool:
+        return bool(len(self._queue) - self._called_off or any(w.calls for w in self.workers))
+
+    def submit(self, call: PoolCall) -> None:
+        """Have a call run, as soon as those before it have begun."""
+        if self._idle and not self._queue and self._may_begin():
+            self._send(self._idle.pop(), call)
+        else:
+            self._queue.append(call)
+            self._feed()
+        if len(self._idle) < self._options.spares or self._queue or call.worker is None:
+            self._grow()
+
+    def cancel(self, call: PoolCall) -> Worker | None:
+        """Call off a call.
+
+        :return: the worker that is being stopped because it runs it
+        """
+        worker = call.worker
+        if call.state is CallState.DONE:
+            return None
+        stopped = False
+        if call.state is CallState.SENT and worker is not None:
+            self._queue.extendleft(reversed(worker.take_back()))
+            if call.state is CallState.SENT:
+                stopped = worker.cancel(call)
+        queued = call.state is CallState.QUEUED
+        if call.state is not CallState.DONE:
+            call.state = CallState.DONE
+            self._cancelled += 1
+        if queued:
+            self._skip_one()
+        self._feed()
+        if stopped:
+            self._grow()
+        return worker if stopped else None
+
+    def fail_all(self, error: BaseException) -> None:
+        """Fail every call that waits."""
+        queue, self._queue, self._called_off = self._queue, deque(), 0
+        for call in queue:
+            if call.state is CallState.QUEUED:
+                self._failed += 1
+                call.fail(error)
+
+    # --- workers --------------------------------------------------------------------------------
+
+    def keep_ready(self) -> None:
+        """Have as many workers as are to be kept ready."""
+        self._grow()
+
+    @property
+    def ready_workers(self) -> int:
+        return sum(worker.state is WorkerState.READY for worker in self.workers)
+
+    def retire_all(self) -> None:
+        """The pool is closed, and nothing runs any more: let every worker end."""
+        self._open = False
+        self._idle.clear()
+        for worker in list(self.workers):
+            self._retire(worker)
+
+    def stop_all(self, policy: StopPolicy | None = None) -> None:
+        """The pool is closed at once."""
+        self._open = False
+        self._idle.clear()
+        for worker in list(self.workers):
+            worker.stop(policy)
+
+    def worker_ready(self, worker: Worker) -> None:
+        self._start_failures = 0
+        self.start_error = None
+        self._idle.append(worker)
+        self._feed()
+        self._check_idle_later()
+        self.on_change()
+
+    def worker_finished(self, worker: Worker, call: PoolCall, seconds: float) -> None:
+        known = self._seconds.get(call.what)
+        if known is None and len(self._seconds) >= _MAX_KNOWN:
+            self._seconds.clear()
+        # Quick to learn that a function takes longer than was thought, slow to forget it.
+        self._seconds[call.what] = (
+            seconds if known is None or seconds > known else 0.8 * known + 0.2 * seconds
+        )
+        if worker.state is WorkerState.READY and not worker.calls:
+            if worker.assigned >= self._options.max_tasks_per_worker:
+                self._retire(worker)
+                self._grow()
+            else:
+                self._idle.append(worker)
+                self._check_idle_later()
+        if self._queue or self._idle:
+            self._feed()
+        self.on_change()
+
+    def worker_gone(self, worker: Worker, unbegun: list[PoolCall]) -> None:
+        self.workers.discard(worker)
+        if worker in self._idle:
+            self._idle.remove(worker)
+        for call in reversed(unbegun):
+            call.moves += 1
+            if call.moves > _MAX_MOVES:
+                call.fail(
+                    ProcessError(f"{call.moves} workers ended before they could begin the call")
+                )
+            else:
+                self._queue.appendleft(call)
+        handle = worker.handle
+        if self._open and not handle.stop_requested:
+            if not worker.was_ready:
+                self._start_failed(handle.outcome)
+            elif not worker.retired:
+                self._restarts += 1
+        elif worker.stopped_for is not None:
+            self._restarts += 1
+        if self._open:
+            self._feed()
+            self._grow()
+        self.on_change()
+
+    def statistics(self) -> PoolStatistics:
+        workers = tuple(
+            WorkerStatistics(
+                name=worker.process.name,
+                pid=worker.handle.pid,
+                state=_describe(worker),
+                tasks=worker.tasks,
+                seconds_busy=worker.seconds_busy,
+            )
+            for worker in sorted(self.workers, key=lambda worker: worker.handle.pid or 0)
+        )
+        states = [worker.state for worker in workers]
+        running = states.count("busy")
+        waiting = sum(max(0, len(worker.calls) - 1) for worker in self.workers)
+        return PoolStatistics(
+            workers_alive=len(states) - states.count("ending"),
+            workers_starting=states.count("starting"),
+            workers_idle=states.count("idle"),
+            workers_busy=running,
+            calls_queued=len(self._queue) - self._called_off + waiting,
+            calls_running=running,
+            calls_done=self._done,
+            calls_failed=self._failed,
+            calls_cancelled=self._cancelled,
+            restarts=self._restarts,
+            workers=workers,
+        )
+
+    def count(self, call: PoolCall) -> None:
+        """Count a call that has come to its end by itself."""
+        if isinstance(call.outcome, Failure):
+            self._failed += 1
+        else:
+            self._done += 1
+
+    # --- inner workings -------------------------------------------------------------------------
+
+    def _may_begin(self) -> bool:
+        """Whether one more worker may be busy."""
+        if not self._options.spares:
+            return True
+        return sum(bool(worker.calls) for worker in self.workers) < self._options.workers
+
+    def _send(self, worker: Worker, call: PoolCall) -> None:
+        worker.send(call)
+
+    def _next(self) -> PoolCall | None:
+        """Take the first call in the queue that somebody still wants."""
+        while self._queue:
+            call = self._queue.popleft()
+            if call.state is CallState.QUEUED:
+                return call
+            self._called_off -= 1
+        return None
+
+    def _feed(self) -> None:
+        """Hand out what waits."""
+        while self._idle and self._may_begin():
+            call = self._next() or self._taken_back()
+            if call is None:
+                return
+            self._send(self._idle.pop(), call)
+        while self._queue and not self._idle:
+            call = self._next()
+            if call is None:
+                return
+            worker = self._worker_for_more(call)
+            if worker is None:
+                self._queue.appendleft(call)
+                return
+            self._send(worker, call)
+
+    def _taken_back(self) -> PoolCall | None:
+        """A worker has nothing to do: take back what waits behind what another one runs."""
+        loaded = max(self.workers, key=lambda worker: len(worker.calls), default=None)
+        if loaded is not None and len(loaded.calls) > 1:
+            self._queue.extend(loaded.take_back())
+        return self._next()
+
+    def _worker_for_more(self, call: PoolCall) -> Worker | None:
+        """Find a worker that will come to the call in no time."""
+        if not call.sent_ahead or self._seconds.get(call.what, _UNKNOWN) > _AHEAD_SECONDS:
+            return None
+        best, least = None, _AHEAD_SECONDS
+        now = time.monotonic()
+        for worker in self.workers:
+            if (
+                worker.state is WorkerState.READY
+                and worker.accepts_ahead
+                and len(worker.calls) < _AHEAD_CALLS
+                and worker.assigned < self._options.max_tasks_per_worker
+            ):
+                load = sum(self._seconds.get(ahead.what, _UNKNOWN) for ahead in worker.calls)
+                load = max(load, now - worker.begun)
+                if load < least:
+                    best, least = worker, load
+        return best
+
+    def _grow(self) -> None:
+        """Start the workers that there is something to do for, or that are to be kept ready."""
+        if not self._open:
+            return
+        options = self._options
+        starting = sum(worker.state is WorkerState.STARTING for worker in self.workers)
+        alive = starting + self.ready_workers
+        waiting = len(self._queue) - self._called_off
+        waiting += sum(max(0, len(worker.calls) - 1) for worker in self.workers)
+        spare = len(self._idle) + starting
+        wanted = max(
+            options.min_workers - alive,
+            options.spares - spare,
+            waiting - spare,
+        )
+        for _ in range(int(min(wanted, options.workers + options.spares - alive))):
+            try:
+                self.workers.add(self._make_worker(self))
+            except (OSError, ProcessStartError) as error:
+                self._start_failed(Failure(error))
+                return
+
+    def _start_failed(self, outcome: object) -> None:
+        self._start_failures += 1
+        error = outcome.exception if isinstance(outcome, Failure) else None
+        told = error is not None and not isinstance(error, ProcessError)
+        if told or self._start_failures >= _MAX_START_FAILURES:
+            self._start_failures = 0
+            self.start_error = _cannot_start(self._options, error)
+            if not self.ready_workers:
+                self.fail_all(self.start_error)
+        self.on_change()
+
+    def _retire(self, worker: Worker) -> None:
+        worker.retire(self._options.stop.exit_timeout)
+
+    def _skip_one(self) -> None:
+        """One more of the calls in the queue is not wanted: clear them out when they are many."""
+        self._called_off += 1
+        if self._called_off > 100 and self._called_off > len(self._queue) / 2:
+            self._queue = deque(call for call in self._queue if call.state is CallState.QUEUED)
+            self._called_off = 0
+
+    def _check_idle_later(self) -> None:
+        if not self._checking_idle and len(self.workers) > self._options.min_workers:
+            self._checking_idle = True
+            self._call_later(self._options.max_idle, self._check_idle)
+
+    def _check_idle(self) -> None:
+        self._checking_idle = False
+        now = time.monotonic()
+        spare = len(self._idle) - self._options.spares
+        spare = min(spare, len(self.workers) - self._options.min_workers)
+        for worker in [w for w in self._idle if now - w.begun >= self._options.max_idle]:
+            if spare <= 0:
+                return
+            spare -= 1
+            self._idle.remove(worker)
+            self._retire(worker)
+        if self._idle:
+            self._checking_idle = True
+            wait = self._options.max_idle - (now - self._idle[0].begun)
+            self._call_later(max(0.0, wait), self._check_idle)
+
+
+def _describe(worker: Worker) -> str:
+    if worker.state is WorkerState.READY:
+        return "busy" if worker.calls else "idle"
+    return "starting" if worker.state is WorkerState.STARTING else "ending"
+
+
+def _cannot_start(options: PoolOptions, error: BaseException | None) -> ProcessStartError:
+    reason = "" if error is None else f": {type(error).__name__}: {error}"
+    failure = ProcessStartError(f"{options.name!r} cannot start workers{reason}")
+    failure.__cause__ = error
+    return failure
+
+
+def _nothing() -> None:
+    pass

@@ -1,0 +1,357 @@
+"""One worker, as its pool sees it."""
+
+from __future__ import annotations
+
+import enum
+import time
+from collections import deque
+from typing import Any, Protocol
+
+from .. import _failures
+from .._errors import ProcessDied
+from .._platform import Segment, write_segment
+from .._process import AsyncProcess
+from .._stop_policy import StopPolicy
+from .._wire._framing import BadFrameError, Buffer, Frame, FrameKind
+from .._wire._messages import (
+    BUFFERS,
+    HEAVY,
+    LAST,
+    ROOM,
+    SEGMENT,
+    Message,
+    lengths_in,
+    offsets_of,
+    pack_call,
+    pack_call_pieces,
+    sections_of,
+    size_of,
+    table_of,
+)
+from .._wire._outcomes import Failure, Outcome, Value, cannot_unpickle, decode
+from .._wire._payloads import Serializer, load, loader
+from ._calls import CallState, PoolCall
+from ._channel import WorkerChannel
+from ._serving import INLINE_BYTES, load_sections, load_segment
+from ._thread_jobs import ThreadJobs
+
+# Copying that takes longer than a millisecond is not for an event loop.
+_COPY_IN_LOOP_BYTES = 1024 * 1024
+
+
+class WorkerState(enum.Enum):
+    STARTING = "starting"
+    READY = "ready"
+    RETIRING = "retiring"
+    STOPPING = "stopping"
+    GONE = "gone"
+
+
+class WorkerListener(Protocol):
+    """The scheduler, which hears of everything that happens to a worker."""
+
+    def worker_ready(self, worker: Worker) -> None: ...
+
+    def worker_finished(self, worker: Worker, call: PoolCall, seconds: float) -> None:
+        """``worker`` is done with ``call``, after so many seconds of work."""
+
+    def worker_gone(self, worker: Worker, unbegun: list[PoolCall]) -> None:
+        """``worker`` has ended; ``unbegun`` it had not begun."""
+
+
+class Worker:
+    """A process, the connection to it, and the calls that are on their way to it.
+
+    Everything in here runs in the event loop of the pool.
+
+    :param process: the process, not started
+    :param channel: the connection
+    """
+
+    def __init__(
+        self,
+        process: AsyncProcess[Any],
+        listener: WorkerListener,
+        serializer: Serializer | None,
+        jobs: ThreadJobs,
+    ) -> None:
+        self.process = process
+        self.channel: WorkerChannel
+        self.state = WorkerState.STARTING
+        self.calls: deque[PoolCall] = deque()
+        self.begun = time.monotonic()  # when the first of them was, or when the worker became idle
+        self.tasks = 0
+        self.assigned = 0
+        self.seconds_busy = 0.0
+        self.stopped_for: PoolCall | None = None
+        self.was_ready = False
+        self.retired = False
+        self._listener = listener
+        self._serializer = serializer
+        self._load = loader(serializer)
+        self._jobs = jobs
+        self._large: PoolCall | None = None
+        self._writing = False
+        self._garbage: BadFrameError | None = None
+
+    @property
+    def handle(self) -> Any:
+        return self.process._handle
+
+    @property
+    def accepts_ahead(self) -> bool:
+        """Whether a call can be sent while others are on their way, and be taken back."""
+        return self.channel.can_take_back and self._large is None
+
+    def start(self, channel: WorkerChannel) -> None:
+        """Begin to start the process.
+
+        :raises ProcessStartError: if that cannot even be begun
+        """
+        self.channel = channel
+        self.process._asked_for_outcome = True  # its pool deals with how it ends
+        self.process._begin()
+        self.handle.on_forget = channel.forget
+        channel.open()
+        self.handle.gone.tell(lambda: channel.drain_dead(self._on_gone), None)
+
+    # --- calls ----------------------------------------------------------------------------------
+
+    def send(self, call: PoolCall) -> None:
+        call.state = CallState.SENT
+        call.worker = self
+        if not self.calls:
+            self.begun = time.monotonic()
+        self.calls.append(call)
+        self.assigned += 1
+        sections = call.payload.sections
+        if len(sections) == 1 and len(sections[0]) == 1 and len(sections[0][0]) <= ROOM:
+            self.channel.send(pack_call(call.kind, 0, sections[0][0]))
+        else:
+            self._send_large(call)
+
+    def _send_large(self, call: PoolCall) -> None:
+        self._large = call
+        sections = call.payload.sections
+        lengths = list(map(size_of, sections))
+        if sum(lengths) <= INLINE_BYTES or self.channel.segments is None:
+            self._send_inline(call)
+        elif sum(lengths) <= _COPY_IN_LOOP_BYTES:
+            self._send_segment(call, self._write(call))
+        else:
+            self._writing = True
+            self._jobs.run(call, lambda: self._write(call), self._send_segment)
+
+    def _write(self, call: PoolCall) -> Segment | BaseException:
+        sections = call.payload.sections
+        try:
+            return write_segment(sections, offsets_of(list(map(size_of, sections))))
+        except OSError as error:
+            return error
+
+    def _send_segment(self, call: PoolCall, segment: Segment | BaseException) -> None:
+        self._writing = False
+        if isinstance(segment, BaseException):
+            # No shared memory left: the wire will do.
+            self._send_inline(call)
+            return
+        assert self.channel.segments is not None
+        try:
+            self.channel.segments.send(segment)
+        except OSError:  # nobody is there to receive it
+            return
+        self.channel.send(pack_call(call.kind, SEGMENT, table_of(call.payload.sections)))
+
+    def _send_inline(self, call: PoolCall) -> None:
+        sections = call.payload.sections
+        flags = 0
+        if len(sections) > 1:
+            sections = [[table_of(sections)], *sections]
+            flags = BUFFERS
+        pieces: list[Buffer] = [piece for section in sections for piece in section]
+        self.channel.send_pieces(pack_call_pieces(call.kind, flags, pieces))
+
+    def take_back(self) -> list[PoolCall]:
+        """Take back the calls that the worker has not begun; they are queued again then."""
+        if len(self.calls) < 2 or not self.channel.can_take_back:
+            return []
+        taken = [self.calls.pop() for _ in range(self.channel.take_back())]
+        self.assigned -= len(taken)
+        taken.reverse()
+        for call in taken:
+            call.state = CallState.QUEUED
+            call.worker = None
+        return taken
+
+    def cancel(self, call: PoolCall) -> bool:
+        """Call off a call that is running, or that is on its way and cannot be taken back.
+
+        :return: whether the worker had to be stopped for that
+        """
+        self._jobs.abandon(call)
+        if self._writing and self._large is call:  # nothing of it has been sent yet
+            self._writing = False
+            self._finished(self.calls.popleft())
+            self.tasks -= 1
+            return False
+        if call not in self.calls:  # it is being unpickled
+            return False
+        if self.channel.can_take_back:
+            self.channel.drain()
+            if call.state is CallState.DONE or call not in self.calls:
+                return False
+        self.stopped_for = call
+        self.stop()
+        return True
+
+    # --- the process ----------------------------------------------------------------------------
+
+    def retire(self, seconds: float) -> None:
+        """Let the worker end, which it does in order, and stop it unless it does so in time."""
+        if self.state in (WorkerState.STARTING, WorkerState.READY):
+            self.state = WorkerState.RETIRING
+            self.retired = True
+            self.channel.send(pack_call(FrameKind.STOP, 0, b""))
+            self.handle.own()
+            self.handle.expect_end(seconds)
+
+    def stop(self, policy: StopPolicy | None = None) -> None:
+        """Begin to stop the process, whatever it does."""
+        if self.state is not WorkerState.GONE:
+            self.state = WorkerState.STOPPING
+            self.handle.own()
+            self.handle.stop(self.handle.policy if policy is None else policy)
+
+    async def wait_gone(self) -> None:
+        """Wait until the process has ended; :raises ProcessStuckError: if it does not."""
+        await self.handle.gone.wait()
+        self.handle.check_gone()
+
+    # --- what the worker says -------------------------------------------------------------------
+
+    def on_messages(self, messages: list[Message]) -> None:
+        for message in messages:
+            kind, flags, seconds, payload = message
+            if kind == FrameKind.VALUE and flags == LAST and type(payload) is bytes and self.calls:
+                call = self.calls.popleft()
+                try:
+                    outcome: Outcome = Value(self._load(payload))
+                except BaseException as error:
+                    outcome = self._cannot_unpickle(error)
+                self._finished(call, seconds)
+                call.finish(outcome)
+            elif kind == FrameKind.READY:
+                if self.state is WorkerState.STARTING:
+                    self.state = WorkerState.READY
+                    self.was_ready = True
+                    self.begun = time.monotonic()
+                    self._listener.worker_ready(self)
+            elif self.calls:
+                self._on_answer(message)
+
+    def on_garbage(self, error: BadFrameError) -> None:
+        self._garbage = error
+        policy = self.handle.policy
+        self.stop(StopPolicy(grace=0, group=policy.group, kill_timeout=policy.kill_timeout))
+
+    def _on_answer(self, message: Message) -> None:
+        call = self.calls[0]
+        number, last = call.answers, bool(message.flags & LAST)
+        call.answers += 1
+        if last:
+            self._finished(self.calls.popleft(), message.seconds)
+        segment = None
+        if message.flags & SEGMENT:
+            assert self.channel.segments is not None
+            try:
+                segment = self.channel.segments.receive()
+            except (OSError, EOFError) as error:  # no descriptor left: ours, or for it
+                call.deliver(number, last, self._cannot_unpickle(error))
+                return
+        size = sum(lengths_in(message.payload)[0]) if segment else size_of(_pieces_of(message))
+        if message.flags & HEAVY or size > _COPY_IN_LOOP_BYTES:
+            self._jobs.run(
+                call,
+                lambda: self._decode(message, segment),
+                lambda call, outcome: call.deliver(number, last, outcome),
+            )
+        else:
+            call.deliver(number, last, self._decode(message, segment))
+
+    def _decode(self, message: Message, segment: Segment | None) -> Outcome:
+        """Make an outcome of an answer; in a thread, or in the event loop where it is small."""
+        try:
+            if message.kind in (FrameKind.VALUE, FrameKind.VALUES):
+                if segment is not None:
+                    return Value(load_segment(segment, message.payload, self._serializer))
+                return Value(load(sections_of(message.payload, message.flags), self._serializer))
+            if segment is not None:
+                sections = load_sections(segment, message.payload)
+            else:
+                sections = sections_of(message.payload, message.flags)
+        except BaseException as error:
+            return self._cannot_unpickle(error)
+        frame = Frame(FrameKind(message.kind), sections)
+        return decode(
+            frame,
+            self.process.name,
+            self.handle.pid,
+            None,
+            lambda sections: load(sections, self._serializer),
+        )
+
+    def _cannot_unpickle(self, error: BaseException) -> Failure:
+        return Failure(cannot_unpickle("result", self.process.name, self.handle.pid, error))
+
+    def _finished(self, call: PoolCall, seconds: float = 0.0) -> None:
+        """The worker is done with the call."""
+        if self._large is call:
+            self._large = None
+        self.tasks += 1
+        self.seconds_busy += seconds
+        self.begun = time.monotonic()
+        self._listener.worker_finished(self, call, seconds)
+
+    # --- its end --------------------------------------------------------------------------------
+
+    def _on_gone(self) -> None:
+        unread = self.channel.take_back() if self.channel.can_take_back else 0
+        self.channel.close()
+        self.state = WorkerState.GONE
+        unbegun = [self.calls.pop() for _ in range(min(unread, len(self.calls)))]
+        unbegun.reverse()
+        running, self.calls = list(self.calls), deque()
+        for call in unbegun:
+            call.state = CallState.QUEUED
+            call.worker = None
+        self._listener.worker_gone(self, unbegun)
+        for call in running:
+            self._jobs.abandon(call)
+            call.fail(self._death())
+
+    def _death(self) -> BaseException:
+        """Say why a call that ran has no outcome."""
+        handle = self.handle
+        if self._garbage is not None:
+            return _failures.wrote_garbage(self.process.name, handle.pid, self._garbage)
+        if handle.stuck and not handle.finished.is_set():
+            return _failures.killed_in_vain(
+                self.process.name, handle.pid, handle.policy.kill_timeout
+            )
+        outcome = handle.outcome
+        detail = "it died while sending its result" if self.channel.cut_off else ""
+        if isinstance(outcome, Failure) and isinstance(outcome.exception, ProcessDied):
+            died = outcome.exception
+            return ProcessDied(
+                died.exitcode,
+                name=died.name,
+                pid=died.pid,
+                detail=died.detail or detail,
+            )
+        if isinstance(outcome, Failure):
+            return outcome.exception
+        return ProcessDied(handle.exitcode, name=self.process.name, pid=handle.pid, detail=detail)
+
+
+def _pieces_of(message: Message) -> list[Buffer]:
+    return message.payload if isinstance(message.payload, list) else [message.payload]

@@ -1,0 +1,194 @@
+"""What travels between a pool and its workers, without I/O.
+
+A pool sends calls, of :data:`SLOT_BYTES` each, whatever their size: what does not fit follows. So
+every reader of the stream finds the beginning of a call, even if several processes read it, and the
+pool can take back what the worker has not begun. Workers answer with a header and as many bytes as
+it says.
+
+A payload is a pickle; or, with :data:`BUFFERS`, a table of lengths, a pickle, and the buffers that
+it refers to; or, with :data:`SEGMENT`, the table alone, while the rest lies in shared memory.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from ._framing import BadFrameError, Buffer, FrameKind, Section
+
+SLOT_BYTES = 512
+
+_MAGIC = 0x6372
+_CALL_HEADER = struct.Struct("<HBBQ")
+_ANSWER_HEADER = struct.Struct("<HBBfQ")
+ROOM = SLOT_BYTES - _CALL_HEADER.size
+"""How large a payload can be to travel in its slot."""
+
+# In shared memory, every section begins where a CPU likes its vectors to.
+ALIGNMENT = 64
+
+_KINDS = frozenset(map(int, FrameKind))
+
+# A payload beyond this is none.
+_MAX_BYTES = 1 << 48
+
+
+BUFFERS = 1
+SEGMENT = 2
+HEAVY = 4
+"""The payload takes long to unpickle: not to be done in an event loop."""
+LAST = 8
+"""No other answer will follow to the same call."""
+
+
+class Message(NamedTuple):
+    """One message, as it was received."""
+
+    kind: int
+    flags: int
+    seconds: float
+    payload: Buffer | list[Buffer]
+
+
+def pack_call(kind: int, flags: int, payload: bytes) -> bytes:
+    """Make a message to a worker of a payload in one piece."""
+    room = ROOM - len(payload)
+    return _CALL_HEADER.pack(_MAGIC, kind, flags, len(payload)) + payload + bytes(max(0, room))
+
+
+def pack_call_pieces(kind: int, flags: int, payload: Sequence[Buffer]) -> Iterator[Buffer]:
+    """Make a message to a worker of a large payload, without joining its pieces."""
+    size = size_of(payload)
+    yield _CALL_HEADER.pack(_MAGIC, kind, flags, size)
+    yield from payload
+    yield bytes(max(0, ROOM - size))
+
+
+def unpack_call(slot: bytes) -> tuple[int, int, bytes, int]:
+    """Take a slot apart.
+
+    :return: kind, flags, the payload or the beginning of it, and how many bytes of it will follow
+    :raises BadFrameError: if it is no message of a pool
+    """
+    magic, kind, flags, size = _CALL_HEADER.unpack_from(slot)
+    if magic != _MAGIC:
+        raise BadFrameError(f"a call cannot begin with {slot[:4]!r}")
+    end = _CALL_HEADER.size + size
+    return kind, flags, slot[_CALL_HEADER.size : end], max(0, end - SLOT_BYTES)
+
+
+def pack_answer(kind: int, flags: int, seconds: float, size: int) -> bytes:
+    """Make the header of a message to the pool.
+
+    :param seconds: how long the worker took
+    :param size: bytes of the payload, which follows
+    """
+    return _ANSWER_HEADER.pack(_MAGIC, kind, flags, seconds, size)
+
+
+class AnswerReader:
+    """Cuts what a worker sends into messages."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._head: tuple[int, int, float] | None = None  # of a large message, in progress
+        self._pieces: list[Buffer] = []
+        self._missing = 0
+
+    @property
+    def in_message(self) -> bool:
+        """Whether the stream would be cut off in the middle of a message if it ended here."""
+        return bool(self._rest) or self._head is not None
+
+    def feed(self, data: bytes) -> list[Message]:
+        """Take the next bytes; return the messages that they complete.
+
+        :raises BadFrameError: if they are no message of a worker
+        """
+        messages: list[Message] = []
+        if self._head is not None:
+            data = self._feed_large(data, messages)
+        elif self._rest:
+            data = self._rest + data
+        start, end = 0, len(data)
+        header = _ANSWER_HEADER.size
+        while end - start >= header:
+            magic, kind, flags, seconds, size = _ANSWER_HEADER.unpack_from(data, start)
+            if magic != _MAGIC or kind not in _KINDS or size > _MAX_BYTES:
+                raise BadFrameError(f"an answer cannot begin with {data[start : start + 16]!r}")
+            stop = start + header + size
+            if stop > end:
+                self._head = kind, flags, seconds
+                self._pieces = [data[start + header :]]
+                self._missing = stop - end
+                start = end
+                break
+            messages.append(Message(kind, flags, seconds, data[start + header : stop]))
+            start = stop
+        self._rest = data[start:]
+        return messages
+
+    def _feed_large(self, data: bytes, messages: list[Message]) -> bytes:
+        assert self._head is not None
+        piece = data[: self._missing]
+        self._pieces.append(piece)
+        self._missing -= len(piece)
+        if not self._missing:
+            pieces, self._pieces = self._pieces, []
+            head, self._head = self._head, None
+            messages.append(Message(*head, pieces))
+        return data[len(piece) :]
+
+
+# --- payloads ---------------------------------------------------------------------------------
+
+
+def size_of(pieces: Sequence[Buffer]) -> int:
+    return sum(memoryview(piece).nbytes for piece in pieces)
+
+
+def table_of(sections: Sequence[Section]) -> bytes:
+    """Describe the sections of a payload: how many, and how long each is."""
+    return struct.pack(f"<I{len(sections)}Q", len(sections), *map(size_of, sections))
+
+
+def lengths_in(payload: Buffer | list[Buffer]) -> tuple[list[int], list[Buffer]]:
+    """Read the table at the beginning of a payload; return it, and what follows it."""
+    pieces = list(payload) if isinstance(payload, list) else [payload]
+    count = struct.unpack("<I", _take(pieces, 4))[0]
+    lengths = struct.unpack(f"<{count}Q", _take(pieces, 8 * count))
+    return list(lengths), pieces
+
+
+def sections_of(payload: Buffer | list[Buffer], flags: int) -> list[Section]:
+    """Cut a payload that is all here into the sections it is made of."""
+    if not flags & BUFFERS:
+        return [payload if isinstance(payload, list) else [payload]]
+    lengths, pieces = lengths_in(payload)
+    return [list(_take_pieces(pieces, length)) for length in lengths]
+
+
+def offsets_of(lengths: Sequence[int]) -> list[int]:
+    """Where each section lies in shared memory; and, at the end, how large that is."""
+    offsets = [0]
+    for length in lengths:
+        offsets.append(-(-(offsets[-1] + length) // ALIGNMENT) * ALIGNMENT)
+    return offsets
+
+
+def _take(pieces: list[Buffer], size: int) -> bytes:
+    return b"".join(_take_pieces(pieces, size))
+
+
+def _take_pieces(pieces: list[Buffer], size: int) -> Iterator[Buffer]:
+    while size:
+        piece = memoryview(pieces[0]).cast("B")
+        if len(piece) <= size:
+            yield piece
+            size -= len(piece)
+            del pieces[0]
+        else:
+            yield piece[:size]
+            pieces[0] = piece[size:]
+            size = 0

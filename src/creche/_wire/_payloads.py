@@ -1,0 +1,109 @@
+"""Objects as payloads of a pool's messages, and back."""
+
+from __future__ import annotations
+
+import copyreg
+import pickle
+from collections import ChainMap
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from .._multiprocessing import reduction
+from ._framing import Buffer, Section
+from ._pickling import loads as _loads
+
+# An object that takes more writes than that to pickle, of 64 KiB each, is large. What is written
+# by reference, such as a long ``bytes``, counts as one.
+_LIGHT_PIECES = 4
+
+
+class Serializer(Protocol):
+    """Anything that turns objects into bytes and back: the modules ``pickle`` and ``cloudpickle``,
+    say."""
+
+    def dumps(self, obj: Any, /) -> bytes: ...
+
+    def loads(self, data: bytes, /) -> Any: ...
+
+
+class TooHeavyError(Exception):
+    """Pickling the object would take too long for an event loop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """A pickled object: the pickle, and the buffers that it refers to."""
+
+    sections: list[Section]
+    heavy: bool
+
+
+class _Pickler(pickle.Pickler):
+    """Knows the types that ``multiprocessing`` can send, without a table for each pickle."""
+
+    dispatch_table: Any = ChainMap(reduction.ForkingPickler._extra_reducers, copyreg.dispatch_table)
+
+
+class _Writer:
+    """The file a pickler writes to."""
+
+    __slots__ = ("limit", "pieces")
+
+    def __init__(self, limit: int | None) -> None:
+        self.pieces: list[Buffer] = []
+        self.limit = limit
+
+    def write(self, data: Buffer) -> int:
+        self.pieces.append(data)
+        if self.limit is not None and len(self.pieces) > self.limit:
+            raise TooHeavyError
+        return len(data)
+
+
+def dump(obj: object, serializer: Serializer | None, *, light: bool = False) -> Payload:
+    """Pickle ``obj``. The payload refers to the memory of large ``bytes`` and buffers in it.
+
+    :param serializer: what to do it with, instead of :mod:`pickle` with protocol 5
+    :param light: do it only if it does not take long
+    :raises TooHeavyError: if it would
+    :raises Exception: whatever the objects' own methods raise
+    """
+    if serializer is not None:
+        if light:
+            raise TooHeavyError  # nothing is known of how long it takes
+        data = serializer.dumps(obj)
+        return Payload([[data]], heavy=True)
+    writer = _Writer(_LIGHT_PIECES if light else None)
+    buffers: list[pickle.PickleBuffer] = []
+    _Pickler(writer, 5, True, buffers.append).dump(obj)
+    sections: list[Section] = [writer.pieces]
+    if buffers:
+        sections += [[buffer.raw()] for buffer in buffers]
+    return Payload(sections, heavy=len(writer.pieces) > _LIGHT_PIECES)
+
+
+def load(sections: list[Section], serializer: Serializer | None) -> Any:
+    """Make an object of sections that are here. Consumes them.
+
+    :raises Exception: whatever the pickle's own constructors raise
+    """
+    if serializer is not None:
+        return serializer.loads(b"".join(sections[0]))
+    return _loads(sections)
+
+
+def load_from(
+    file: Any, size: int, buffers: list[memoryview], serializer: Serializer | None
+) -> Any:
+    """Make an object of a pickle in a file, and the buffers that it refers to."""
+    if serializer is not None:
+        data = bytearray(size)
+        file.readinto(memoryview(data))
+        return serializer.loads(bytes(data))
+    return pickle.Unpickler(file, buffers=buffers).load()
+
+
+def loader(serializer: Serializer | None) -> Callable[[Any], Any]:
+    """What makes an object of a small payload that is all here."""
+    return pickle.loads if serializer is None else lambda data: serializer.loads(bytes(data))
