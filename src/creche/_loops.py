@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import sys
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
 from typing import Any, TypeVar
 
 import anyio
@@ -140,18 +141,64 @@ class Latch:
 
 
 class _AsyncioWaiter:
+    """A future that resumes its task at once when it is woken, not in the loop's next round.
+
+    Tasks accept anything that behaves as a future, which ``_asyncio_future_blocking`` tells them.
+    """
+
+    __slots__ = ("_asyncio_future_blocking", "_awake", "_cancelled", "_context", "_loop", "_wakeup")
+
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._future = loop.create_future()
+        self._asyncio_future_blocking = False
+        self._loop = loop
+        self._awake = False
+        self._cancelled: asyncio.CancelledError | None = None
+        self._wakeup: Callable[[Any], object] | None = None
 
     def wake(self) -> None:
-        if not self._future.done():
-            self._future.set_result(None)
+        self._awake = True
+        wakeup, self._wakeup = self._wakeup, None
+        if wakeup is None:
+            return
+        if asyncio.current_task(self._loop) is None:
+            self._context.run(wakeup, self)
+        else:  # one task cannot run inside of another
+            self._loop.call_soon(wakeup, self, context=self._context)
 
-    async def wait(self) -> None:
-        await self._future
+    def __await__(self) -> Generator[Any, None, None]:
+        if not self._awake:
+            self._asyncio_future_blocking = True
+            yield self
+
+    def get_loop(self) -> asyncio.AbstractEventLoop:
+        return self._loop
+
+    def add_done_callback(
+        self, wakeup: Callable[[Any], object], *, context: contextvars.Context
+    ) -> None:
+        self._wakeup = wakeup
+        self._context = context
+
+    def cancel(self, msg: object = None) -> bool:
+        wakeup, self._wakeup = self._wakeup, None
+        if wakeup is None:
+            return False
+        self._cancelled = asyncio.CancelledError() if msg is None else asyncio.CancelledError(msg)
+        self._loop.call_soon(wakeup, self, context=self._context)
+        return True
+
+    def done(self) -> bool:
+        return self._wakeup is None
+
+    def result(self) -> None:
+        if self._cancelled is not None:
+            cancelled, self._cancelled = self._cancelled, None
+            raise cancelled
 
 
 class _TrioWaiter:
+    __slots__ = ("_awake", "_task")
+
     def __init__(self) -> None:
         self._task: Any = None
         self._awake = False
@@ -162,23 +209,22 @@ class _TrioWaiter:
             task, self._task = self._task, None
             sys.modules["trio"].lowlevel.reschedule(task)
 
-    async def wait(self) -> None:
+    def __await__(self) -> Generator[Any, Any, None]:
         lowlevel = sys.modules["trio"].lowlevel
         if self._awake:
-            await lowlevel.checkpoint()
-            return
-        self._task = lowlevel.current_task()
+            yield from lowlevel.checkpoint().__await__()
+        else:
+            self._task = lowlevel.current_task()
+            yield from lowlevel.wait_task_rescheduled(self._abort).__await__()
 
-        def abort(_raise_cancel: Any) -> Any:
-            self._task = None
-            return lowlevel.Abort.SUCCEEDED
-
-        await lowlevel.wait_task_rescheduled(abort)
+    def _abort(self, _raise_cancel: Any) -> Any:
+        self._task = None
+        return sys.modules["trio"].lowlevel.Abort.SUCCEEDED
 
 
 Waiter = _AsyncioWaiter | _TrioWaiter
-"""One task that waits once, to be woken from its own event loop. :class:`anyio.Event` does more,
-and costs a multiple."""
+"""Awaited once by one task, and woken from its own event loop. :class:`anyio.Event` does more, and
+costs a multiple."""
 
 
 def waiter_in(loop: EventLoop) -> Waiter:

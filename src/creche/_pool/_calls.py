@@ -35,6 +35,7 @@ class PoolCall:
         "on_done",
         "outcome",
         "payload",
+        "seconds",
         "state",
         "what",
         "worker",
@@ -52,6 +53,7 @@ class PoolCall:
         self.state = CallState.QUEUED
         self.worker: Worker | None = None
         self.outcome: Outcome | None = None
+        self.seconds = 1.0  # that it is thought to take
         self.answers = 0
         self.moves = 0
 
@@ -76,6 +78,8 @@ class PoolCall:
 
 def what_runs(func: Any) -> object:
     """Return what tells a function from others that take longer or shorter."""
+    if type(func) is types.FunctionType:
+        return func.__code__
     while hasattr(func, "func"):  # functools.partial
         func = func.func
     func = getattr(func, "__func__", func)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from .._loop_poller import loop_poller
@@ -17,7 +17,7 @@ from .._platform import (
     wire_pair,
 )
 from .._watcher import Watcher
-from .._wire._framing import BadFrameError
+from .._wire._framing import BadFrameError, Buffer
 from .._wire._messages import SLOT_BYTES, AnswerReader, Message
 
 
@@ -27,6 +27,9 @@ class Driver(Protocol):
     can_take_back: bool
 
     def attach(self, wire: ParentWire, on_data: Callable[[bytes], None]) -> None: ...
+
+    def sender(self, wire: ParentWire) -> Callable[[bytes], None]:
+        """Return what sends small messages over a wire."""
 
     def run(self, action: Callable[[], object]) -> None:
         """Do something with a wire, where its owner does it."""
@@ -46,6 +49,9 @@ class LoopDriver:
 
     def attach(self, wire: ParentWire, on_data: Callable[[bytes], None]) -> None:
         wire.attach(self._poller, on_data)
+
+    def sender(self, wire: ParentWire) -> Callable[[bytes], None]:
+        return wire.send_at_once
 
     def run(self, action: Callable[[], object]) -> None:
         action()
@@ -72,6 +78,9 @@ class WatcherDriver:
             post(self._loop, lambda: on_data(data))
 
         self.run(lambda: wire.attach(self._watcher.poller, pass_on))
+
+    def sender(self, wire: ParentWire) -> Callable[[bytes], None]:
+        return lambda data: self.run(lambda: wire.send_at_once(data))
 
     def run(self, action: Callable[[], object]) -> None:
         self._watcher.call_soon(action)  # type: ignore[arg-type]
@@ -114,6 +123,8 @@ class WorkerChannel:
         self.segments: SegmentSocket | None
         self.child_segments: SegmentSocket | None
         self.segments, self.child_segments = (None, None) if pair is None else pair
+        self.send = driver.sender(self.wire)
+        """Sends a small message."""
 
     @property
     def cut_off(self) -> bool:
@@ -128,10 +139,7 @@ class WorkerChannel:
         """Begin to receive."""
         self._driver.attach(self.wire, self._receive)
 
-    def send(self, data: bytes) -> None:
-        self._driver.run(lambda: self.wire.send_at_once(data))
-
-    def send_pieces(self, pieces: Any) -> None:
+    def send_pieces(self, pieces: Iterable[Buffer]) -> None:
         self._driver.run(lambda: self.wire.send(pieces))
 
     def take_back(self) -> int:

@@ -191,16 +191,30 @@ class ProcessPool:
         :raises ProcessClosedError: if the pool is closed
         :raises ProcessStateError: if the pool belongs to another event loop or process
         """
-        self._check_usable()
-        if timeout is None:
-            return await self._run(func, args)
-        seconds = check_timeout(timeout)
-        with anyio.move_on_after(seconds):
-            return await self._run(func, args)
-        raise ProcessTimeout(
-            f"a call of {_name_of(func)} in {self._options.name!r} was stopped after its timeout of"
-            f" {seconds:g} seconds"
-        )
+        if timeout is not None:
+            return await self._run_within(timeout, func, args)
+        if self._loop is not current_loop() or self._closed or self._owner_pid != os.getpid():
+            raise self._not_usable()
+        try:
+            payload = dump((func, args), self._options.serializer, light=True)
+        except BaseException as error:
+            payload = await self._pickle(func, args, error)
+        waiter = waiter_in(self._loop)
+        call = PoolCall(payload, what_runs(func), waiter.wake)
+        self._calls.add(call)
+        try:
+            self._scheduler.submit(call)
+            await waiter
+        except BaseException:
+            if call.state is not CallState.DONE:
+                await self._cancel(call)
+            raise
+        finally:
+            self._calls.discard(call)
+        outcome = call.outcome
+        if isinstance(outcome, Failure):
+            raise outcome.exception
+        return outcome.value  # type: ignore[union-attr]
 
     def statistics(self) -> PoolStatistics:
         """Return how things are just now.
@@ -213,30 +227,16 @@ class ProcessPool:
 
     # --- inner workings -------------------------------------------------------------------------
 
-    async def _run(self, func: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-        payload = await self._pickle(func, args)
-        assert self._loop is not None
-        waiter = waiter_in(self._loop)
-        call = PoolCall(payload, what_runs(func), waiter.wake)
-        await self._finish(call, waiter)
-        self._scheduler.count(call)
-        outcome = call.outcome
-        if isinstance(outcome, Failure):
-            raise outcome.exception
-        return outcome.value  # type: ignore[union-attr]
-
-    async def _finish(self, call: PoolCall, waiter: Any) -> None:
-        """Have a call run, and wait for its outcome."""
-        self._calls.add(call)
-        try:
-            self._scheduler.submit(call)
-            await waiter.wait()
-        except BaseException:
-            if call.state is not CallState.DONE:
-                await self._cancel(call)
-            raise
-        finally:
-            self._calls.discard(call)
+    async def _run_within(
+        self, timeout: float, func: Callable[..., Any], args: tuple[Any, ...]
+    ) -> Any:
+        seconds = check_timeout(timeout)
+        with anyio.move_on_after(seconds):
+            return await self.run(func, *args)
+        raise ProcessTimeout(
+            f"a call of {_name_of(func)} in {self._options.name!r} was stopped after its timeout of"
+            f" {seconds:g} seconds"
+        )
 
     async def _cancel(self, call: PoolCall) -> None:
         worker = self._scheduler.cancel(call)
@@ -245,14 +245,13 @@ class ProcessPool:
             with anyio.CancelScope(shield=True):
                 await worker.wait_gone()
 
-    async def _pickle(self, func: Callable[..., Any], args: tuple[Any, ...]) -> Payload:
-        try:
-            return dump((func, args), self._options.serializer, light=True)
-        except TooHeavyError:
-            pass
-        except BaseException as error:
-            raise cannot_pickle_call(self._options.name, func, args, error) from error
-        return await self._pickle_in_thread((func, args))
+    async def _pickle(
+        self, func: Callable[..., Any], args: tuple[Any, ...], error: BaseException
+    ) -> Payload:
+        """Pickle a call in a thread, if it takes too long for the event loop."""
+        if isinstance(error, TooHeavyError):
+            return await self._pickle_in_thread((func, args))
+        raise cannot_pickle_call(self._options.name, func, args, error) from error
 
     async def _pickle_in_thread(self, call: tuple[Any, ...]) -> Payload:
         assert self._loop is not None
@@ -273,7 +272,7 @@ class ProcessPool:
         owner = object()
         self._jobs.run(owner, work, then)
         try:
-            await waiter.wait()
+            await waiter
         finally:
             self._jobs.abandon(owner)
         if isinstance(result, BaseException):
@@ -307,9 +306,12 @@ class ProcessPool:
             await self._wait_for_change()
 
     async def _wait_for_change(self) -> None:
-        waiter = waiter_in(current_loop())
+        waiter = waiter_in(self._loop)
         self._scheduler.on_change = waiter.wake
-        await waiter.wait()
+        try:
+            await waiter
+        finally:
+            self._scheduler.on_change = None
 
     async def _wait_gone(self) -> None:
         while self._scheduler.workers:
@@ -347,7 +349,7 @@ class ProcessPool:
             stop=options.stop,
             start_method=options.start_method,
         )
-        worker = Worker(process, scheduler, options.serializer, self._jobs)
+        worker = Worker(process, scheduler, self._loop, options.serializer, self._jobs)
         try:
             worker.start(channel)
         except BaseException:
@@ -366,20 +368,20 @@ class ProcessPool:
 
         watcher.call_soon(lambda: watcher.call_later(seconds, call))
 
-    def _check_usable(self) -> None:
+    def _not_usable(self) -> ProcessStateError:
+        """Say why nothing can be run."""
         name = self._options.name
         if self._loop is None:
-            raise ProcessStateError(f"pool {name!r} was not opened: use it in `async with`")
+            return ProcessStateError(f"pool {name!r} was not opened: use it in `async with`")
         if self._owner_pid != os.getpid():
-            raise ProcessStateError(
+            return ProcessStateError(
                 f"pool {name!r} belongs to the process with pid {self._owner_pid}, not to this one"
             )
         if self._closed:
-            raise ProcessClosedError(f"pool {name!r} is closed")
-        if self._loop is not current_loop():
-            raise ProcessStateError(
-                f"pool {name!r} belongs to another event loop: the one in which it was opened"
-            )
+            return ProcessClosedError(f"pool {name!r} is closed")
+        return ProcessStateError(
+            f"pool {name!r} belongs to another event loop: the one in which it was opened"
+        )
 
 
 def _name_of(func: object) -> str:

@@ -18,7 +18,7 @@ from ._worker import Worker, WorkerState
 # Calls are sent to a worker that is busy as long as it will have come to them within this time: so
 # that it never waits for the pool, and takes next to nothing that another could have done.
 _AHEAD_SECONDS = 0.001
-_AHEAD_CALLS = 32
+_AHEAD_CALLS = 64
 
 # Deaths in a row, of workers that have not come to serve.
 _MAX_START_FAILURES = 3
@@ -29,7 +29,7 @@ _MAX_MOVES = 5
 # Of how many functions it is remembered how long they take.
 _MAX_KNOWN = 1000
 
-_UNKNOWN = float("inf")
+_UNKNOWN = 1.0
 
 
 class WorkerFactory(Protocol):
@@ -70,9 +70,10 @@ class Scheduler:
         self._cancelled = 0
         self._checking_idle = False
         self._open = True
+        self._alive: set[Worker] = set()  # those that serve calls, or will
         self.workers: set[Worker] = set()
         self.start_error: ProcessStartError | None = None
-        self.on_change: Callable[[], None] = _nothing
+        self.on_change: Callable[[], None] | None = None
 
     # --- calls ----------------------------------------------------------------------------------
 
@@ -83,10 +84,11 @@ class Scheduler:
     def submit(self, call: PoolCall) -> None:
         """Have a call run, as soon as those before it have begun."""
         if self._idle and not self._queue and self._may_begin():
-            self._send(self._idle.pop(), call)
+            self._idle.pop().send(call)
         else:
             self._queue.append(call)
-            self._feed()
+            if len(self._queue) == 1:  # or else those before it would wait in vain, too
+                self._feed()
         if len(self._idle) < self._options.spares or self._queue or call.worker is None:
             self._grow()
 
@@ -100,7 +102,7 @@ class Scheduler:
             return None
         stopped = False
         if call.state is CallState.SENT and worker is not None:
-            self._queue.extendleft(reversed(worker.take_back()))
+            self._take_back(worker)
             if call.state is CallState.SENT:
                 stopped = worker.cancel(call)
         queued = call.state is CallState.QUEUED
@@ -130,7 +132,7 @@ class Scheduler:
 
     @property
     def ready_workers(self) -> int:
-        return sum(worker.state is WorkerState.READY for worker in self.workers)
+        return sum(worker.state is WorkerState.READY for worker in self._alive)
 
     def retire_all(self) -> None:
         """The pool is closed, and nothing runs any more: let every worker end."""
@@ -152,16 +154,14 @@ class Scheduler:
         self._idle.append(worker)
         self._feed()
         self._check_idle_later()
-        self.on_change()
+        if self.on_change is not None:
+            self.on_change()
 
     def worker_finished(self, worker: Worker, call: PoolCall, seconds: float) -> None:
-        known = self._seconds.get(call.what)
-        if known is None and len(self._seconds) >= _MAX_KNOWN:
-            self._seconds.clear()
         # Quick to learn that a function takes longer than was thought, slow to forget it.
-        self._seconds[call.what] = (
-            seconds if known is None or seconds > known else 0.8 * known + 0.2 * seconds
-        )
+        if seconds < call.seconds < _UNKNOWN:
+            seconds = 0.8 * call.seconds + 0.2 * seconds
+        self._learn(call.what, seconds)
         if worker.state is WorkerState.READY and not worker.calls:
             if worker.assigned >= self._options.max_tasks_per_worker:
                 self._retire(worker)
@@ -169,14 +169,19 @@ class Scheduler:
             else:
                 self._idle.append(worker)
                 self._check_idle_later()
-        if self._queue or self._idle:
+        if self._queue or (self._idle and len(self._alive) > 1):
             self._feed()
-        self.on_change()
+        if self.on_change is not None:
+            self.on_change()
 
-    def worker_gone(self, worker: Worker, unbegun: list[PoolCall]) -> None:
-        self.workers.discard(worker)
+    def worker_ending(self, worker: Worker) -> None:
+        self._alive.discard(worker)
         if worker in self._idle:
             self._idle.remove(worker)
+
+    def worker_gone(self, worker: Worker, unbegun: list[PoolCall]) -> None:
+        self.worker_ending(worker)
+        self.workers.discard(worker)
         for call in reversed(unbegun):
             call.moves += 1
             if call.moves > _MAX_MOVES:
@@ -196,7 +201,8 @@ class Scheduler:
         if self._open:
             self._feed()
             self._grow()
-        self.on_change()
+        if self.on_change is not None:
+            self.on_change()
 
     def statistics(self) -> PoolStatistics:
         workers = tuple(
@@ -239,10 +245,7 @@ class Scheduler:
         """Whether one more worker may be busy."""
         if not self._options.spares:
             return True
-        return sum(bool(worker.calls) for worker in self.workers) < self._options.workers
-
-    def _send(self, worker: Worker, call: PoolCall) -> None:
-        worker.send(call)
+        return sum(bool(worker.calls) for worker in self._alive) < self._options.workers
 
     def _next(self) -> PoolCall | None:
         """Take the first call in the queue that somebody still wants."""
@@ -259,7 +262,7 @@ class Scheduler:
             call = self._next() or self._taken_back()
             if call is None:
                 return
-            self._send(self._idle.pop(), call)
+            self._idle.pop().send(call)
         while self._queue and not self._idle:
             call = self._next()
             if call is None:
@@ -268,55 +271,67 @@ class Scheduler:
             if worker is None:
                 self._queue.appendleft(call)
                 return
-            self._send(worker, call)
+            worker.send(call)
+
+    def _learn(self, what: object, seconds: float) -> None:
+        self._seconds[what] = seconds
+        if len(self._seconds) > _MAX_KNOWN:
+            self._seconds.clear()
 
     def _taken_back(self) -> PoolCall | None:
         """A worker has nothing to do: take back what waits behind what another one runs."""
-        loaded = max(self.workers, key=lambda worker: len(worker.calls), default=None)
-        if loaded is not None and len(loaded.calls) > 1:
-            self._queue.extend(loaded.take_back())
+        loaded, most = None, 1
+        for worker in self._alive:
+            if len(worker.calls) > most:
+                loaded, most = worker, len(worker.calls)
+        if loaded is None:
+            return None
+        self._take_back(loaded)
         return self._next()
+
+    def _take_back(self, worker: Worker) -> None:
+        """Queue again, in front of all others, what a worker has not begun."""
+        self._queue.extendleft(reversed(worker.take_back()))
+        if not worker.calls and worker.state is WorkerState.READY:
+            self._idle.append(worker)  # it had not even begun the first
 
     def _worker_for_more(self, call: PoolCall) -> Worker | None:
         """Find a worker that will come to the call in no time."""
-        if not call.sent_ahead or self._seconds.get(call.what, _UNKNOWN) > _AHEAD_SECONDS:
+        call.seconds = self._seconds.get(call.what, _UNKNOWN)
+        if not call.sent_ahead or call.seconds > _AHEAD_SECONDS:
             return None
         best, least = None, _AHEAD_SECONDS
-        now = time.monotonic()
-        for worker in self.workers:
-            if (
-                worker.state is WorkerState.READY
-                and worker.accepts_ahead
-                and len(worker.calls) < _AHEAD_CALLS
-                and worker.assigned < self._options.max_tasks_per_worker
-            ):
-                load = sum(self._seconds.get(ahead.what, _UNKNOWN) for ahead in worker.calls)
-                load = max(load, now - worker.begun)
-                if load < least:
-                    best, least = worker, load
-        return best
+        for worker in self._alive:
+            if worker.load < least and len(worker.calls) < _AHEAD_CALLS and worker.accepts_ahead:
+                best, least = worker, worker.load
+        if best is None or best.assigned >= self._options.max_tasks_per_worker:
+            return None
+        # It was to take less than a millisecond: if it has not, nobody knows how long it will.
+        return best if time.monotonic() - best.begun < _AHEAD_SECONDS else None
 
     def _grow(self) -> None:
         """Start the workers that there is something to do for, or that are to be kept ready."""
-        if not self._open:
-            return
         options = self._options
-        starting = sum(worker.state is WorkerState.STARTING for worker in self.workers)
-        alive = starting + self.ready_workers
+        room = options.workers + options.spares - len(self._alive)
+        if room <= 0 or not self._open:
+            return
         waiting = len(self._queue) - self._called_off
-        waiting += sum(max(0, len(worker.calls) - 1) for worker in self.workers)
+        waiting += sum(max(0, len(worker.calls) - 1) for worker in self._alive)
+        starting = sum(worker.state is WorkerState.STARTING for worker in self._alive)
         spare = len(self._idle) + starting
         wanted = max(
-            options.min_workers - alive,
+            options.min_workers - len(self._alive),
             options.spares - spare,
             waiting - spare,
         )
-        for _ in range(int(min(wanted, options.workers + options.spares - alive))):
+        for _ in range(int(min(wanted, room))):
             try:
-                self.workers.add(self._make_worker(self))
+                worker = self._make_worker(self)
             except (OSError, ProcessStartError) as error:
                 self._start_failed(Failure(error))
                 return
+            self.workers.add(worker)
+            self._alive.add(worker)
 
     def _start_failed(self, outcome: object) -> None:
         self._start_failures += 1
@@ -327,7 +342,8 @@ class Scheduler:
             self.start_error = _cannot_start(self._options, error)
             if not self.ready_workers:
                 self.fail_all(self.start_error)
-        self.on_change()
+        if self.on_change is not None:
+            self.on_change()
 
     def _retire(self, worker: Worker) -> None:
         worker.retire(self._options.stop.exit_timeout)
@@ -340,7 +356,7 @@ class Scheduler:
             self._called_off = 0
 
     def _check_idle_later(self) -> None:
-        if not self._checking_idle and len(self.workers) > self._options.min_workers:
+        if not self._checking_idle and len(self._alive) > self._options.min_workers:
             self._checking_idle = True
             self._call_later(self._options.max_idle, self._check_idle)
 
@@ -348,12 +364,11 @@ class Scheduler:
         self._checking_idle = False
         now = time.monotonic()
         spare = len(self._idle) - self._options.spares
-        spare = min(spare, len(self.workers) - self._options.min_workers)
+        spare = min(spare, len(self._alive) - self._options.min_workers)
         for worker in [w for w in self._idle if now - w.begun >= self._options.max_idle]:
             if spare <= 0:
                 return
             spare -= 1
-            self._idle.remove(worker)
             self._retire(worker)
         if self._idle:
             self._checking_idle = True
@@ -372,7 +387,3 @@ def _cannot_start(options: PoolOptions, error: BaseException | None) -> ProcessS
     failure = ProcessStartError(f"{options.name!r} cannot start workers{reason}")
     failure.__cause__ = error
     return failure
-
-
-def _nothing() -> None:
-    pass

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from .. import _failures
 from .._errors import ProcessDied
+from .._loops import EventLoop, post
 from .._platform import Segment, write_segment
 from .._process import AsyncProcess
 from .._stop_policy import StopPolicy
@@ -35,6 +36,8 @@ from ._channel import WorkerChannel
 from ._serving import INLINE_BYTES, load_sections, load_segment
 from ._thread_jobs import ThreadJobs
 
+_VALUE = int(FrameKind.VALUE)  # compared with each message: comparing an enum takes longer
+
 # Copying that takes longer than a millisecond is not for an event loop.
 _COPY_IN_LOOP_BYTES = 1024 * 1024
 
@@ -55,6 +58,9 @@ class WorkerListener(Protocol):
     def worker_finished(self, worker: Worker, call: PoolCall, seconds: float) -> None:
         """``worker`` is done with ``call``, after so many seconds of work."""
 
+    def worker_ending(self, worker: Worker) -> None:
+        """``worker`` serves no more calls."""
+
     def worker_gone(self, worker: Worker, unbegun: list[PoolCall]) -> None:
         """``worker`` has ended; ``unbegun`` it had not begun."""
 
@@ -72,6 +78,7 @@ class Worker:
         self,
         process: AsyncProcess[Any],
         listener: WorkerListener,
+        loop: EventLoop,
         serializer: Serializer | None,
         jobs: ThreadJobs,
     ) -> None:
@@ -80,6 +87,7 @@ class Worker:
         self.state = WorkerState.STARTING
         self.calls: deque[PoolCall] = deque()
         self.begun = time.monotonic()  # when the first of them was, or when the worker became idle
+        self.load = 0.0  # seconds that they are thought to take
         self.tasks = 0
         self.assigned = 0
         self.seconds_busy = 0.0
@@ -87,6 +95,7 @@ class Worker:
         self.was_ready = False
         self.retired = False
         self._listener = listener
+        self._loop = loop
         self._serializer = serializer
         self._load = loader(serializer)
         self._jobs = jobs
@@ -123,6 +132,7 @@ class Worker:
         if not self.calls:
             self.begun = time.monotonic()
         self.calls.append(call)
+        self.load += call.seconds
         self.assigned += 1
         sections = call.payload.sections
         if len(sections) == 1 and len(sections[0]) == 1 and len(sections[0][0]) <= ROOM:
@@ -173,12 +183,13 @@ class Worker:
 
     def take_back(self) -> list[PoolCall]:
         """Take back the calls that the worker has not begun; they are queued again then."""
-        if len(self.calls) < 2 or not self.channel.can_take_back:
+        if not self.calls or not self.channel.can_take_back or self._large is not None:
             return []
         taken = [self.calls.pop() for _ in range(self.channel.take_back())]
         self.assigned -= len(taken)
         taken.reverse()
         for call in taken:
+            self.load -= call.seconds
             call.state = CallState.QUEUED
             call.worker = None
         return taken
@@ -210,6 +221,7 @@ class Worker:
         """Let the worker end, which it does in order, and stop it unless it does so in time."""
         if self.state in (WorkerState.STARTING, WorkerState.READY):
             self.state = WorkerState.RETIRING
+            self._listener.worker_ending(self)
             self.retired = True
             self.channel.send(pack_call(FrameKind.STOP, 0, b""))
             self.handle.own()
@@ -219,6 +231,7 @@ class Worker:
         """Begin to stop the process, whatever it does."""
         if self.state is not WorkerState.GONE:
             self.state = WorkerState.STOPPING
+            self._listener.worker_ending(self)
             self.handle.own()
             self.handle.stop(self.handle.policy if policy is None else policy)
 
@@ -230,24 +243,41 @@ class Worker:
     # --- what the worker says -------------------------------------------------------------------
 
     def on_messages(self, messages: list[Message]) -> None:
-        for message in messages:
-            kind, flags, seconds, payload = message
-            if kind == FrameKind.VALUE and flags == LAST and type(payload) is bytes and self.calls:
-                call = self.calls.popleft()
-                try:
-                    outcome: Outcome = Value(self._load(payload))
-                except BaseException as error:
-                    outcome = self._cannot_unpickle(error)
-                self._finished(call, seconds)
-                call.finish(outcome)
-            elif kind == FrameKind.READY:
-                if self.state is WorkerState.STARTING:
-                    self.state = WorkerState.READY
-                    self.was_ready = True
-                    self.begun = time.monotonic()
-                    self._listener.worker_ready(self)
-            elif self.calls:
-                self._on_answer(message)
+        remaining = iter(messages)
+        try:
+            for message in remaining:
+                if message[0] == _VALUE and message[1] == LAST and self.calls:
+                    self._on_value(message)
+                elif message[0] == FrameKind.READY:
+                    self._on_ready()
+                elif self.calls:
+                    self._on_answer(message)
+        except BaseException:
+            # A task that was resumed has left through SystemExit, say.
+            rest = list(remaining)
+            post(self._loop, lambda: self.on_messages(rest))
+            raise
+
+    def _on_ready(self) -> None:
+        if self.state is WorkerState.STARTING:
+            self.state = WorkerState.READY
+            self.was_ready = True
+            self.begun = time.monotonic()
+            self._listener.worker_ready(self)
+
+    def _on_value(self, message: Message) -> None:
+        """Take the small result of a call: what happens most, and has to be fast."""
+        payload = message[3]
+        if type(payload) is not bytes:
+            self._on_answer(message)
+            return
+        call = self.calls.popleft()
+        try:
+            outcome: Outcome = Value(self._load(payload))
+        except BaseException as error:
+            outcome = self._cannot_unpickle(error)
+        self._finished(call, message[2])
+        call.finish(outcome)
 
     def on_garbage(self, error: BadFrameError) -> None:
         self._garbage = error
@@ -256,20 +286,21 @@ class Worker:
 
     def _on_answer(self, message: Message) -> None:
         call = self.calls[0]
-        number, last = call.answers, bool(message.flags & LAST)
+        _, flags, seconds, payload = message
+        number, last = call.answers, bool(flags & LAST)
         call.answers += 1
         if last:
-            self._finished(self.calls.popleft(), message.seconds)
+            self._finished(self.calls.popleft(), seconds)
         segment = None
-        if message.flags & SEGMENT:
+        if flags & SEGMENT:
             assert self.channel.segments is not None
             try:
                 segment = self.channel.segments.receive()
             except (OSError, EOFError) as error:  # no descriptor left: ours, or for it
                 call.deliver(number, last, self._cannot_unpickle(error))
                 return
-        size = sum(lengths_in(message.payload)[0]) if segment else size_of(_pieces_of(message))
-        if message.flags & HEAVY or size > _COPY_IN_LOOP_BYTES:
+        size = sum(lengths_in(payload)[0]) if segment else size_of(payload if isinstance(payload, list) else [payload])
+        if flags & HEAVY or size > _COPY_IN_LOOP_BYTES:
             self._jobs.run(
                 call,
                 lambda: self._decode(message, segment),
@@ -280,18 +311,19 @@ class Worker:
 
     def _decode(self, message: Message, segment: Segment | None) -> Outcome:
         """Make an outcome of an answer; in a thread, or in the event loop where it is small."""
+        kind, flags, _, payload = message
         try:
-            if message.kind in (FrameKind.VALUE, FrameKind.VALUES):
+            if kind in (FrameKind.VALUE, FrameKind.VALUES):
                 if segment is not None:
-                    return Value(load_segment(segment, message.payload, self._serializer))
-                return Value(load(sections_of(message.payload, message.flags), self._serializer))
+                    return Value(load_segment(segment, payload, self._serializer))
+                return Value(load(sections_of(payload, flags), self._serializer))
             if segment is not None:
-                sections = load_sections(segment, message.payload)
+                sections = load_sections(segment, payload)
             else:
-                sections = sections_of(message.payload, message.flags)
+                sections = sections_of(payload, flags)
         except BaseException as error:
             return self._cannot_unpickle(error)
-        frame = Frame(FrameKind(message.kind), sections)
+        frame = Frame(FrameKind(kind), sections)
         return decode(
             frame,
             self.process.name,
@@ -309,6 +341,7 @@ class Worker:
             self._large = None
         self.tasks += 1
         self.seconds_busy += seconds
+        self.load = self.load - call.seconds if self.calls else 0.0
         self.begun = time.monotonic()
         self._listener.worker_finished(self, call, seconds)
 
@@ -352,6 +385,3 @@ class Worker:
             return outcome.exception
         return ProcessDied(handle.exitcode, name=self.process.name, pid=handle.pid, detail=detail)
 
-
-def _pieces_of(message: Message) -> list[Buffer]:
-    return message.payload if isinstance(message.payload, list) else [message.payload]

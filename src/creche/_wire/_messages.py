@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 from ._framing import BadFrameError, Buffer, FrameKind, Section
 
@@ -42,13 +41,8 @@ LAST = 8
 """No other answer will follow to the same call."""
 
 
-class Message(NamedTuple):
-    """One message, as it was received."""
-
-    kind: int
-    flags: int
-    seconds: float
-    payload: Buffer | list[Buffer]
+Message = tuple[int, int, float, Buffer | list[Buffer]]
+"""A message of a worker: kind, flags, how many seconds it worked, and the payload."""
 
 
 def pack_call(kind: int, flags: int, payload: bytes) -> bytes:
@@ -124,7 +118,7 @@ class AnswerReader:
                 self._missing = stop - end
                 start = end
                 break
-            messages.append(Message(kind, flags, seconds, data[start + header : stop]))
+            messages.append((kind, flags, seconds, data[start + header : stop]))
             start = stop
         self._rest = data[start:]
         return messages
@@ -137,7 +131,7 @@ class AnswerReader:
         if not self._missing:
             pieces, self._pieces = self._pieces, []
             head, self._head = self._head, None
-            messages.append(Message(*head, pieces))
+            messages.append((*head, pieces))
         return data[len(piece) :]
 
 
