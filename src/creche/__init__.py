@@ -21,6 +21,8 @@ from ._errors import WorkerMemoryError as WorkerMemoryError
 from ._lifecycle import ProcessState as ProcessState
 from ._nursery import ProcessNursery as ProcessNursery
 from ._nursery import open_nursery as open_nursery
+from ._pool._map import ProcessMap as ProcessMap
+from ._pool._outcomes import ItemOutcome as ItemOutcome
 from ._pool._process_pool import ProcessPool as ProcessPool
 from ._pool._process_pool import open_pool as open_pool
 from ._pool._statistics import PoolStatistics as PoolStatistics

@@ -46,10 +46,11 @@ def backend_of(loop: EventLoop) -> str:
     return "asyncio" if isinstance(loop, asyncio.AbstractEventLoop) else "trio"
 
 
-def post(loop: EventLoop, callback: Callable[[], object]) -> None:
+def post(loop: EventLoop, callback: Callable[[], object]) -> bool:
     """Run ``callback`` soon in ``loop``, from any thread or signal handler.
 
-    A loop that is closed by now has nobody left who waits, so that is no error.
+    :return: ``False`` where the loop is closed by now: nobody is left who waits, so that is no
+        error
     """
     try:
         if isinstance(loop, asyncio.AbstractEventLoop):
@@ -57,12 +58,39 @@ def post(loop: EventLoop, callback: Callable[[], object]) -> None:
         else:
             loop.run_sync_soon(callback)
     except RuntimeError:  # "Event loop is closed"; trio.RunFinishedError
-        pass
+        return False
+    return True
 
 
 def run_to_end(main: Callable[[], Awaitable[T]], backend: str) -> T:
     """Run an async function in a new event loop of ``backend``."""
     return anyio.run(main, backend=backend)
+
+
+def spawn(loop: EventLoop, run: Callable[[], Awaitable[None]]) -> Callable[[], None]:
+    """Run an async function in a task of its own in ``loop``, in which the caller runs.
+
+    :param run: does not raise
+    :return: what cancels it
+    """
+    scope = anyio.CancelScope()
+
+    async def task() -> None:
+        with scope:
+            await run()
+
+    if isinstance(loop, asyncio.AbstractEventLoop):
+        running = loop.create_task(task())
+        _tasks.add(running)
+        running.add_done_callback(_tasks.discard)
+    else:
+        sys.modules["trio"].lowlevel.spawn_system_task(
+            task, context=contextvars.copy_context(), name="creche-task"
+        )
+    return scope.cancel
+
+
+_tasks: set[asyncio.Task[None]] = set()  # a loop keeps but weak references
 
 
 class Latch:

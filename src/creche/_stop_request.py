@@ -38,7 +38,7 @@ class StopListener:
 
     def __init__(self) -> None:
         self._requested = False
-        self._react: Callable[[], None] | None = None
+        self._react: Callable[[], object] | None = None
         # Reentrant: a signal handler interrupts whatever the main thread does.
         self._lock = threading.RLock()
         self._raising = False
@@ -60,7 +60,7 @@ class StopListener:
             yield
 
     @contextmanager
-    def reacting(self, react: Callable[[], None]) -> Iterator[None]:
+    def reacting(self, react: Callable[[], object]) -> Iterator[None]:
         """Have ``react`` called, once, while the block runs, instead of what an outer one has."""
         outer, self._react = self._react, react
         try:

@@ -13,13 +13,15 @@ PACKAGE = Path(creche.__file__).parent
 # there is no cycle.
 LAYERS = [
     ["__init__"],
+    ["to_process", "progress"],
+    ["_pool"],
     ["_nursery"],
     ["_run", "from_process"],
     ["_process", "_process_facts"],
     ["_handle"],
     ["_launching", "_inbox", "_stopping"],
     ["_runtime"],
-    ["_watcher", "_child"],
+    ["_watcher", "_child", "_loop_poller"],
     ["_stop_request"],
     ["_start_methods"],
     ["_platform"],

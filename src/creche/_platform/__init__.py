@@ -8,8 +8,10 @@ from __future__ import annotations
 import sys
 
 from ._missed_signals import SignalThread, raise_in_main_thread, take_back
+from ._shared_counter import SharedCounter
 
 if sys.platform == "linux":
+    from ._call_socket import CallReceiver, CallSender, call_sockets
     from ._segments import (
         Segment,
         SegmentReader,
@@ -19,6 +21,7 @@ if sys.platform == "linux":
         write_segment,
     )
 else:
+    from ._no_call_sockets import CallReceiver, CallSender, call_sockets
     from ._no_segments import (
         Segment,
         SegmentReader,
@@ -39,6 +42,7 @@ if sys.platform == "win32":
         die_as_terminated,
         die_with_parent,
         isolate_child,
+        lift_memory_limit,
         limit_memory,
         on_missed_stop_request,
         on_stop_request,
@@ -53,6 +57,7 @@ else:
         default_stop_request,
         die_as_terminated,
         isolate_child,
+        lift_memory_limit,
         limit_memory,
         on_missed_stop_request,
         on_stop_request,
@@ -65,13 +70,11 @@ else:
 LOOPS_CAN_READ = sys.platform != "win32"
 """Whether event loops can wait for a wire, so that no thread has to."""
 
-CAN_TAKE_BACK = sys.platform == "linux"
-"""Whether what was sent over a wire, and was not received yet, can be taken back."""
-
 __all__ = [
-    "CAN_TAKE_BACK",
     "DEFAULT_START_METHOD",
     "LOOPS_CAN_READ",
+    "CallReceiver",
+    "CallSender",
     "ChildWire",
     "DescriptorForChild",
     "Lifeline",
@@ -80,12 +83,15 @@ __all__ = [
     "Segment",
     "SegmentReader",
     "SegmentSocket",
+    "SharedCounter",
     "SignalThread",
     "buffer_in_segment",
+    "call_sockets",
     "default_stop_request",
     "die_as_terminated",
     "die_with_parent",
     "isolate_child",
+    "lift_memory_limit",
     "limit_memory",
     "on_missed_stop_request",
     "on_stop_request",

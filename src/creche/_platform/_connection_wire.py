@@ -197,18 +197,14 @@ class ChildWire:
         self.send([data])
 
     def receive_exactly(self, size: int) -> bytes:
-        """Without :meth:`listen`: return ``size`` bytes, or fewer at the end."""
+        """Without :meth:`listen`: return ``size`` bytes, or ``b""`` at the end."""
         while len(self._rest) < size:
             try:
                 self._rest += self._connection.recv_bytes(_MESSAGE_BYTES)
             except (EOFError, OSError):
-                break
+                return b""
         data, self._rest = self._rest[:size], self._rest[size:]
         return data
-
-    def take_back(self, size: int) -> bool:
-        """Nothing can be taken back here: the pipe has no end that two processes can read."""
-        return False
 
     def receive(self) -> bytes:
         """Return what has arrived, at least a byte; ``b""`` at the end."""

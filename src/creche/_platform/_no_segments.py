@@ -41,5 +41,5 @@ def buffer_in_segment(segment: Segment, offset: int, size: int) -> NoReturn:
     raise NotImplementedError
 
 
-def SegmentReader(segment: Segment, offset: int, size: int) -> Any:  # noqa: N802
+def SegmentReader(segment: Segment, offset: int, size: int) -> Any:
     raise NotImplementedError

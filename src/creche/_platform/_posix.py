@@ -95,6 +95,12 @@ def limit_memory(limit: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (limit, highest))
 
 
+def lift_memory_limit() -> None:
+    """Undo :func:`limit_memory`."""
+    _, highest = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (highest, highest))
+
+
 def usable_cpus() -> int:
     """The number of CPUs that this process may run on."""
     if hasattr(os, "sched_getaffinity"):  # not on macOS

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
-import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from multiprocessing.connection import Connection
-from typing import Any
 
 from .._wire._framing import Buffer
 from ._selector_poller import DescriptorPoller
@@ -19,13 +17,6 @@ _READ_BYTES = 256 * 1024
 
 # One child's gigabyte must not keep the watcher from the other children.
 _READS_IN_TURN = 8
-
-# A process that blocks takes 20 to 50 microseconds to wake, in a virtual machine above all, where a
-# CPU with nothing to do is given back. A child that expects its next message soon looks for it again
-# and again before it blocks, and gives way to whoever else wants the CPU: warm calls take half as
-# long. One that has looked in vain three times expects nothing, until a message comes that soon.
-_EXPECTED_WITHIN = 0.0002  # seconds
-_TRIES_IN_VAIN = 3
 
 # What a dead child has left in the socket's buffer, with a wide margin. A descendant that escaped
 # from the process group could go on writing for ever.
@@ -142,21 +133,10 @@ class ChildWire:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection  # owns the descriptor
-        self._sock: socket.socket | None = None
-        self._in_vain = 0
-
-    def __getstate__(self) -> dict[str, Any]:
-        # While a process is being started.
-        return {"connection": self._connection}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["connection"])  # type: ignore[misc]
 
     def close(self) -> None:
         """In the parent, when the child has its own."""
         self._connection.close()
-        if self._sock is not None:
-            self._sock.close()
 
     def listen(self) -> None:
         """Begin to hear of requests to stop: nothing is to be done for signals."""
@@ -178,55 +158,14 @@ class ChildWire:
         return os.read(self._connection.fileno(), _SMALL_READ_BYTES)
 
     def receive_exactly(self, size: int) -> bytes:
-        """Return ``size`` bytes, or fewer at the end."""
-        begin = time.perf_counter()
-        data = self._expect(size, begin) if self._in_vain < _TRIES_IN_VAIN else None
-        if data is None:
-            data = os.read(self._connection.fileno(), size)
-            if time.perf_counter() - begin < _EXPECTED_WITHIN:
-                self._in_vain = 0
+        """Return ``size`` bytes, or ``b""`` at the end."""
+        data = os.read(self._connection.fileno(), size)
         while data and len(data) < size:
             more = os.read(self._connection.fileno(), size - len(data))
             if not more:
                 return b""
             data += more
         return data
-
-    def _expect(self, size: int, begin: float) -> bytes | None:
-        """Look for a message that comes soon."""
-        while True:
-            data = self._receive_now(size)
-            if data is not None:
-                self._in_vain = 0
-                return data
-            if time.perf_counter() - begin > _EXPECTED_WITHIN:
-                self._in_vain += 1
-                return None
-            os.sched_yield()
-
-    def _receive_now(self, size: int) -> bytes | None:
-        """Return what is here, ``b""`` at the end, and ``None`` where there is nothing."""
-        # A flag for this call alone, because parent and child share the descriptor's own.
-        if self._sock is None:
-            self._sock = socket.socket(
-                socket.AF_UNIX, socket.SOCK_STREAM, 0, os.dup(self._connection.fileno())
-            )
-        try:
-            return self._sock.recv(size, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return None
-        except OSError:  # ECONNRESET
-            return b""
-
-    def take_back(self, size: int) -> bool:
-        """In the parent: take ``size`` bytes out of what the child has not received yet.
-
-        The kernel keeps a small message in one piece, and lets one process have it. (Only Linux
-        does.)
-
-        :return: whether there were any
-        """
-        return bool(self._receive_now(size))
 
 
 def wire_pair() -> tuple[ParentWire, ChildWire]:

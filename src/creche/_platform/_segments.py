@@ -11,7 +11,6 @@ Elsewhere payloads go through the wire: see :mod:`._no_segments`.
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import socket
 import sys
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 assert sys.platform == "linux" or not TYPE_CHECKING
 
 from .._wire._framing import Buffer
+from ._mapping import map_descriptor
 
 # writev(2) takes no more pieces at once.
 _MAX_PIECES = 1024
@@ -104,16 +104,10 @@ def buffer_in_segment(segment: Segment, offset: int, size: int) -> memoryview:
     """Return a section as writable memory: the segment's own, which lives as long as its users."""
     if size >= _MAPPED_BYTES:
         with contextlib.suppress(OSError):  # no descriptor left: a copy will do
-            return memoryview(_map(segment.descriptor, offset + size))[offset:]
+            return memoryview(map_descriptor(segment.descriptor, offset + size))[offset:]
     target = memoryview(bytearray(size))
     SegmentReader(segment, offset, size).readinto(target)
     return target
-
-
-def _map(descriptor: int, size: int) -> mmap.mmap:
-    if sys.version_info >= (3, 13):
-        return mmap.mmap(descriptor, size, trackfd=False)
-    return mmap.mmap(descriptor, size)
 
 
 class SegmentSocket:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from .._multiprocessing import context
 from ._missed_signals import SignalThread
-from ._windows_job import limit_own_memory
+from ._windows_job import lift_own_memory_limit, limit_own_memory
 
 assert sys.platform == "win32" or not TYPE_CHECKING
 
@@ -113,6 +113,11 @@ def die_with_parent(lifeline: int | None) -> None:
 def limit_memory(limit: int) -> None:
     """Have this process get no more than ``limit`` bytes of memory of its own."""
     limit_own_memory(limit)
+
+
+def lift_memory_limit() -> None:
+    """Undo :func:`limit_memory`."""
+    lift_own_memory_limit()
 
 
 def usable_cpus() -> int:

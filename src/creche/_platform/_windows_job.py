@@ -150,6 +150,12 @@ def limit_own_memory(limit: int) -> None:
     _own_job.add(_current_process())
 
 
+def lift_own_memory_limit() -> None:
+    """Undo :func:`limit_own_memory`."""
+    if _own_job is not None:
+        _own_job._limit(_LIMIT_BREAKAWAY_OK)
+
+
 def _check(succeeded: int) -> None:
     if not succeeded:
         raise _last_error()

@@ -5,20 +5,26 @@ from __future__ import annotations
 import enum
 import types
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 from .._wire._framing import FrameKind
+from .._wire._messages import BUFFERS, INLINE_BYTES, pack_call, size_of, table_of
 from .._wire._outcomes import Failure, Outcome
+from .._wire._payloads import Payload
 
-if TYPE_CHECKING:
-    from .._wire._payloads import Payload
-    from ._worker import Worker
+_UNKNOWN_SECONDS = 1.0
 
 
 class CallState(enum.Enum):
     QUEUED = "queued"
     SENT = "sent"
     DONE = "done"
+
+
+@dataclass(frozen=True, slots=True)
+class Unbegun(Failure):
+    """The worker could not unpickle the call."""
 
 
 class PoolCall:
@@ -29,40 +35,59 @@ class PoolCall:
     :param on_done: called in the event loop when :attr:`outcome` is known
     """
 
-    __slots__ = (
-        "answers",
-        "moves",
-        "on_done",
-        "outcome",
-        "payload",
-        "seconds",
-        "state",
-        "what",
-        "worker",
-    )
+    __slots__ = ("answers", "moves", "on_done", "outcome", "payload", "seconds", "state", "what")
 
     kind: int = FrameKind.CALL
 
-    sent_ahead = True
-    """Whether the call may be sent to a worker that is busy."""
+    ahead_seconds: float = 0.001
+    """The call may be sent to a worker that is busy if that will have come to it, and be done with
+    it, within so many seconds: then it never waits for the pool, and takes next to nothing that
+    another could have done. (0: never.)"""
 
     def __init__(self, payload: Payload, what: object, on_done: Callable[[], object]) -> None:
         self.payload = payload
         self.what = what
         self.on_done = on_done
         self.state = CallState.QUEUED
-        self.worker: Worker | None = None
         self.outcome: Outcome | None = None
-        self.seconds = 1.0  # that it is thought to take
+        self.seconds = _UNKNOWN_SECONDS  # that it is thought to take
         self.answers = 0
         self.moves = 0
 
-    def deliver(self, number: int, last: bool, outcome: Outcome) -> None:
+    @property
+    def done(self) -> bool:
+        return self.state is CallState.DONE
+
+    def message(self) -> bytes | None:
+        """Return the call as one message; ``None`` if it is too large for that."""
+        sections, flags = self.payload.sections, 0
+        pieces = sections[0]
+        if len(sections) > 1:
+            pieces = [table_of(sections), *(piece for section in sections for piece in section)]
+            flags = BUFFERS
+        size = len(pieces[0]) if len(pieces) == 1 else size_of(pieces)
+        if size > INLINE_BYTES:
+            return None
+        return pack_call(self.kind, flags, size) + b"".join(pieces)
+
+    def sent(self) -> None:
+        """The call is on its way to a worker."""
+
+    def deliver(self, number: int, last: bool, seconds: float, outcome: Outcome) -> None:
         """Take an answer; a plain call has one.
 
         :param number: which one, counted from 0, as they may come in any order
+        :param last: whether no other will follow
+        :param seconds: how long the worker took
         """
         self.finish(outcome)
+
+    def died(self, error: BaseException, begun: int) -> None:
+        """The worker that ran the call has ended.
+
+        :param begun: how many items of a chunk it had begun
+        """
+        self.fail(error)
 
     def finish(self, outcome: Outcome) -> None:
         """Say what became of the call; only the first word counts."""
@@ -73,6 +98,7 @@ class PoolCall:
             self.on_done()
 
     def fail(self, error: BaseException) -> None:
+        """Nothing of the call will ever run, or come back."""
         self.finish(Failure(error))
 
 

@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from .._loop_poller import loop_poller
 from .._loops import EventLoop, post
 from .._platform import (
-    CAN_TAKE_BACK,
     LOOPS_CAN_READ,
-    ChildWire,
+    CallReceiver,
+    CallSender,
     ParentWire,
     SegmentSocket,
+    SharedCounter,
+    call_sockets,
     segment_sockets,
     wire_pair,
 )
 from .._watcher import Watcher
 from .._wire._framing import BadFrameError, Buffer
-from .._wire._messages import SLOT_BYTES, AnswerReader, Message
+from .._wire._messages import AnswerReader, Message
 
 
 class Driver(Protocol):
     """Whoever waits for the wires of a pool's workers: the event loop, or creche's watcher."""
 
-    can_take_back: bool
+    drains_at_once: bool
+    """Whether what a worker has answered can be taken in at any moment."""
 
     def attach(self, wire: ParentWire, on_data: Callable[[bytes], None]) -> None: ...
-
-    def sender(self, wire: ParentWire) -> Callable[[bytes], None]:
-        """Return what sends small messages over a wire."""
 
     def run(self, action: Callable[[], object]) -> None:
         """Do something with a wire, where its owner does it."""
@@ -41,7 +42,7 @@ class Driver(Protocol):
 class LoopDriver:
     """Wires belong to the event loop: nothing is between the system and the pool."""
 
-    can_take_back = CAN_TAKE_BACK
+    drains_at_once = True
 
     def __init__(self, loop: EventLoop) -> None:
         self._loop = loop
@@ -49,9 +50,6 @@ class LoopDriver:
 
     def attach(self, wire: ParentWire, on_data: Callable[[bytes], None]) -> None:
         wire.attach(self._poller, on_data)
-
-    def sender(self, wire: ParentWire) -> Callable[[bytes], None]:
-        return wire.send_at_once
 
     def run(self, action: Callable[[], object]) -> None:
         action()
@@ -67,7 +65,7 @@ class LoopDriver:
 class WatcherDriver:
     """Wires belong to the watcher's thread, where event loops cannot wait for them."""
 
-    can_take_back = False  # the pool hears of answers later than the wire does
+    drains_at_once = False
 
     def __init__(self, loop: EventLoop, watcher: Watcher) -> None:
         self._loop = loop
@@ -78,9 +76,6 @@ class WatcherDriver:
             post(self._loop, lambda: on_data(data))
 
         self.run(lambda: wire.attach(self._watcher.poller, pass_on))
-
-    def sender(self, wire: ParentWire) -> Callable[[bytes], None]:
-        return lambda data: self.run(lambda: wire.send_at_once(data))
 
     def run(self, action: Callable[[], object]) -> None:
         self._watcher.call_soon(action)  # type: ignore[arg-type]
@@ -113,18 +108,29 @@ class WorkerChannel:
         self._on_garbage = on_garbage
         self._reader = AnswerReader()
         self._broken = False
-        self.wire, self.child_wire = wire_pair()
-        try:
-            pair = segment_sockets()
-        except BaseException:
-            self.wire.close()
-            self.child_wire.close()
-            raise
-        self.segments: SegmentSocket | None
-        self.child_segments: SegmentSocket | None
-        self.segments, self.child_segments = (None, None) if pair is None else pair
-        self.send = driver.sender(self.wire)
-        """Sends a small message."""
+        with contextlib.ExitStack() as undo:
+            self.wire, self.child_wire = wire_pair()
+            undo.callback(self.wire.close)
+            undo.callback(self.child_wire.close)
+            self.begun = SharedCounter()
+            undo.callback(self.begun.close)
+            self._calls: CallSender | None = None
+            self.child_calls: CallReceiver | None = None
+            calls = call_sockets() if driver.drains_at_once else None
+            if calls is not None:
+                self._calls, self.child_calls = calls
+                undo.callback(self._calls.close)
+                undo.callback(self.child_calls.close)
+            self.segments: SegmentSocket | None = None
+            self.child_segments: SegmentSocket | None = None
+            segments = segment_sockets()
+            if segments is not None:
+                self.segments, self.child_segments = segments
+            undo.pop_all()
+        self.send: Callable[[bytes], bool] = (
+            self._send_over_wire if self._calls is None else self._calls.send
+        )
+        """Sends a call in one piece; returns whether there was room for it."""
 
     @property
     def cut_off(self) -> bool:
@@ -133,25 +139,31 @@ class WorkerChannel:
 
     @property
     def can_take_back(self) -> bool:
-        return self._driver.can_take_back
+        """Whether the worker can be sent calls ahead, and they can be taken back."""
+        return self._calls is not None
 
     def open(self) -> None:
         """Begin to receive."""
         self._driver.attach(self.wire, self._receive)
 
-    def send_pieces(self, pieces: Iterable[Buffer]) -> None:
-        self._driver.run(lambda: self.wire.send(pieces))
+    def send_large(self, header: bytes, payload: Iterable[Buffer]) -> bool:
+        """Send a call of any size; return whether that could be begun."""
+        if not self.send(header):
+            return False
+        self._driver.run(lambda: self.wire.send(payload))
+        return True
 
     def take_back(self) -> int:
         """Take back what the worker has not begun to receive; return how many calls that were."""
-        taken = 0
-        while self.child_wire.take_back(SLOT_BYTES):
-            taken += 1
-        return taken
+        return 0 if self._calls is None else self._calls.take_back()
 
     def drain(self) -> None:
         """Take in now what the worker has answered."""
         self.wire.drain()
+
+    def begun_items(self) -> int:
+        """How many items the worker has begun of the chunk that it runs."""
+        return int(self.begun.cell[0])
 
     def drain_dead(self, then: Callable[[], object]) -> None:
         """Called by the watcher: take in what the dead worker has left; then go on in the loop."""
@@ -161,20 +173,40 @@ class WorkerChannel:
         """The worker has ended, or never lived."""
         self._driver.run(self._close)
 
-    def forget(self) -> None:
-        """In a fork of this process: close our copies of what belongs to its parent."""
+    def forget(self, *, child_exists: bool) -> None:
+        """In a fork of this process: close our copies of what belongs to its parent.
+
+        :param child_exists: whether the worker does; or else this process may be it
+        """
         self.wire.forget()
-        self._close_others()
+        if self.segments is not None:
+            self.segments.close()
+        if self._calls is not None:
+            self._calls.forget(child_exists=child_exists)
+        if child_exists:
+            self.release_child_ends()
+
+    def release_child_ends(self) -> None:
+        """The worker has its own."""
+        self.child_wire.close()
+        self.begun.release_descriptor()
+        if self.child_calls is not None:
+            self.child_calls.close()
+        if self.child_segments is not None:
+            self.child_segments.close()
 
     def _close(self) -> None:
         self.wire.close()
-        self._close_others()
+        self.release_child_ends()
+        self.begun.close()
+        if self._calls is not None:
+            self._calls.close()
+        if self.segments is not None:
+            self.segments.close()
 
-    def _close_others(self) -> None:
-        self.child_wire.close()
-        for end in (self.segments, self.child_segments):
-            if end is not None:
-                end.close()
+    def _send_over_wire(self, message: bytes) -> bool:
+        self._driver.run(lambda: self.wire.send_at_once(message))
+        return True
 
     def _receive(self, data: bytes) -> None:
         if data and not self._broken:

@@ -3,34 +3,30 @@
 from __future__ import annotations
 
 import itertools
-import os
-import weakref
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Sequence
 from types import TracebackType
-from typing import Any, TypeVar, TypeVarTuple, Unpack, overload
+from typing import Any, Literal, TypeVar, TypeVarTuple, Unpack, overload
 
 import anyio
 
 from .._durations import check_timeout
-from .._errors import ProcessClosedError, ProcessStartError, ProcessStateError, ProcessTimeout
-from .._loops import EventLoop, backend_of, current_loop, post, waiter_in
-from .._process import AsyncProcess
-from .._runtime import Runtime, runtime
+from .._errors import ProcessStateError, ProcessTimeout
+from .._loops import waiter_in
 from .._stop_policy import StopPolicy
-from .._wire._outcomes import Failure, cannot_pickle_call
-from .._wire._payloads import Payload, Serializer, TooHeavyError, dump
+from .._wire._outcomes import Failure
+from .._wire._payloads import Serializer, dump
 from ._calls import CallState, PoolCall, what_runs
-from ._channel import Driver, WorkerChannel, driver_for
+from ._engine import PoolEngine
+from ._map import ProcessMap
+from ._map_run import MapRun, check_map_options
 from ._options import PoolOptions, check_options
-from ._scheduler import Scheduler
-from ._serving import WorkerProgram
+from ._outcomes import ItemOutcome
 from ._statistics import PoolStatistics
-from ._thread_jobs import ThreadJobs
-from ._worker import Worker
 
 __all__ = ["ProcessPool", "open_pool"]
 
 T = TypeVar("T")
+T1 = TypeVar("T1")
 PosArgsT = TypeVarTuple("PosArgsT")
 
 _numbers = itertools.count(1)
@@ -112,22 +108,14 @@ class ProcessPool:
 
     def __init__(self, options: PoolOptions) -> None:
         self._options = options
-        self._owner_pid = os.getpid()
-        self._loop: EventLoop | None = None
-        self._closed = False
-        self._worker_numbers = itertools.count(1)
-        self._runtime: Runtime
-        self._driver: Driver
-        self._scheduler: Scheduler
-        self._jobs: ThreadJobs
-        self._calls: set[PoolCall] = set()
+        self._maybe_engine: PoolEngine | None = None
 
     async def __aenter__(self) -> ProcessPool:
-        if self._loop is not None:
+        if self._maybe_engine is not None:
             raise ProcessStateError(f"pool {self._options.name!r} was opened before")
-        self._open()
+        self._maybe_engine = PoolEngine(self._options)
         try:
-            await self._wait_ready()
+            await self._maybe_engine.wait_ready()
         except BaseException as error:
             await self.__aexit__(type(error), error, error.__traceback__)
             raise
@@ -139,16 +127,15 @@ class ProcessPool:
         exc: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
+        engine = self._engine
         try:
             if exc_type is None:
-                await self._wait_for_calls()
-                self._closed = True
-                self._scheduler.retire_all()
-                await self._wait_gone()
+                await engine.wait_for_calls()
+                await engine.close()
         finally:
-            self._close()
+            engine.stop()
             with anyio.CancelScope(shield=True):
-                await self._wait_gone()
+                await engine.wait_gone()
 
     @overload
     async def run(
@@ -180,7 +167,8 @@ class ProcessPool:
         :param func: anything that can be called and pickled. An ``async`` function runs in an event
             loop of the pool's backend, which all those of a worker share
         :param args: its positional arguments (for keyword arguments use :func:`functools.partial`)
-        :param timeout: seconds that this may take, waiting for a worker included
+        :param timeout: seconds that this may take, waiting for a worker included. 0 times out at
+            once
         :raises Exception: whatever ``func`` raises, with the worker's traceback as its
             ``__cause__``
         :raises ProcessDied: if the worker died, or left through ``sys.exit``, while it ran the call
@@ -189,198 +177,180 @@ class ProcessPool:
         :raises WorkerMemoryError: if the call needed more memory than ``memory_limit``
         :raises ProcessStartError: if no worker can be started, because ``initializer`` fails, say
         :raises ProcessClosedError: if the pool is closed
-        :raises ProcessStateError: if the pool belongs to another event loop or process
+        :raises ProcessStateError: if the pool was not opened, or belongs to another event loop or
+            process
         """
         if timeout is not None:
             return await self._run_within(timeout, func, args)
-        if self._loop is not current_loop() or self._closed or self._owner_pid != os.getpid():
-            raise self._not_usable()
+        engine = self._engine
+        engine.check_usable()
         try:
             payload = dump((func, args), self._options.serializer, light=True)
-        except BaseException as error:
-            payload = await self._pickle(func, args, error)
-        waiter = waiter_in(self._loop)
+        except BaseException:  # too heavy for the event loop, or not to be pickled
+            payload = await engine.pickle(func, args)
+        waiter = waiter_in(engine.loop)
         call = PoolCall(payload, what_runs(func), waiter.wake)
-        self._calls.add(call)
         try:
-            self._scheduler.submit(call)
+            engine.submit(call)
             await waiter
         except BaseException:
             if call.state is not CallState.DONE:
-                await self._cancel(call)
+                worker = engine.call_off(call)
+                if worker is not None:
+                    with anyio.CancelScope(shield=True):
+                        await worker.wait_gone()
             raise
         finally:
-            self._calls.discard(call)
+            engine.forget(call)
         outcome = call.outcome
         if isinstance(outcome, Failure):
+            engine.scheduler.count(failed=1)
             raise outcome.exception
+        engine.scheduler.count(done=1)
         return outcome.value  # type: ignore[union-attr]
+
+    @overload
+    def map(
+        self,
+        func: Callable[[T1], Coroutine[Any, Any, T]] | Callable[..., Coroutine[Any, Any, T]],
+        *iterables: Iterable[Any] | AsyncIterable[Any],
+        ordered: bool = True,
+        chunksize: int | Literal["auto"] = "auto",
+        in_flight: int | None = None,
+        timeout: float | None = None,
+        on_error: Literal["raise"] = "raise",
+        on_progress: Callable[[int, int | None], object] | None = None,
+    ) -> ProcessMap[T]: ...
+
+    @overload
+    def map(
+        self,
+        func: Callable[..., T],
+        *iterables: Iterable[Any] | AsyncIterable[Any],
+        ordered: bool = True,
+        chunksize: int | Literal["auto"] = "auto",
+        in_flight: int | None = None,
+        timeout: float | None = None,
+        on_error: Literal["raise"] = "raise",
+        on_progress: Callable[[int, int | None], object] | None = None,
+    ) -> ProcessMap[T]: ...
+
+    @overload
+    def map(
+        self,
+        func: Callable[..., Coroutine[Any, Any, T]],
+        *iterables: Iterable[Any] | AsyncIterable[Any],
+        ordered: bool = True,
+        chunksize: int | Literal["auto"] = "auto",
+        in_flight: int | None = None,
+        timeout: float | None = None,
+        on_error: Literal["yield"],
+        on_progress: Callable[[int, int | None], object] | None = None,
+    ) -> ProcessMap[ItemOutcome[T]]: ...
+
+    @overload
+    def map(
+        self,
+        func: Callable[..., T],
+        *iterables: Iterable[Any] | AsyncIterable[Any],
+        ordered: bool = True,
+        chunksize: int | Literal["auto"] = "auto",
+        in_flight: int | None = None,
+        timeout: float | None = None,
+        on_error: Literal["yield"],
+        on_progress: Callable[[int, int | None], object] | None = None,
+    ) -> ProcessMap[ItemOutcome[T]]: ...
+
+    def map(
+        self,
+        func: Callable[..., Any],
+        *iterables: Iterable[Any] | AsyncIterable[Any],
+        ordered: bool = True,
+        chunksize: int | Literal["auto"] = "auto",
+        in_flight: int | None = None,
+        timeout: float | None = None,
+        on_error: Literal["raise", "yield"] = "raise",
+        on_progress: Callable[[int, int | None], object] | None = None,
+    ) -> ProcessMap[Any]:
+        """Call ``func`` for each item of ``iterables``; return an async iterator over the values::
+
+            async for page in pool.map(render, pages):
+                ...
+
+        Items are taken from the input, and values are kept, only as fast as the loop takes values:
+        input and output may be infinite. A plain iterable is run in the event loop, so it should
+        give its items without waiting; one that waits should be an async one.
+
+        Leaving the loop early, by ``break``, an error or a cancellation, stops what runs. A map is
+        to be used inside the pool's block: when that is left, a map that has not ended fails.
+
+        Tiny items travel in large batches, and those that take long alone. Where a worker dies, the
+        item that it ran fails with :exc:`ProcessDied`, and so do those of the last hundredth of a
+        second before, of which the values are lost with it; none is run twice.
+
+        :param func: as for :meth:`run`. With several iterables it gets an item of each, until the
+            shortest ends
+        :param ordered: whether values come in the order of their items; if not, as soon as they are
+            there
+        :param chunksize: how many items travel together. By default that follows from how long they
+            take, so that even mixed ones are spread well
+        :param in_flight: how many items at most may have been taken from the input without their
+            values having been handed out. By default enough to keep the workers busy
+        :param timeout: seconds that an item may take in its worker, which is stopped then. With it,
+            items travel alone
+        :param on_error: ``"raise"`` ends the map at the first item that fails, with its error, and
+            a note that tells which it was; ``"yield"`` gives an :class:`ItemOutcome` for each item,
+            failed or not
+        :param on_progress: called with the number of items that have ended, and the number of all
+            of them where the input tells (``None`` elsewhere), whenever the first has grown
+        :raises ValueError: if an option is out of its range
+        :raises TypeError: if an option is of a wrong type, or there is no iterable
+        :raises ProcessClosedError: if the pool is closed
+        :raises ProcessStateError: if the pool was not opened, or belongs to another event loop or
+            process
+        """
+        engine = self._engine
+        engine.check_usable()
+        if not iterables:
+            raise TypeError("map() needs at least one iterable")
+        options = check_map_options(
+            ordered=ordered,
+            chunksize=chunksize,
+            in_flight=in_flight,
+            timeout=timeout,
+            on_error=on_error,
+            on_progress=on_progress,
+        )
+        return ProcessMap(MapRun(engine, func, iterables, options))
 
     def statistics(self) -> PoolStatistics:
         """Return how things are just now.
 
         :raises ProcessStateError: if the pool was not opened
         """
-        if self._loop is None:
-            raise ProcessStateError(f"pool {self._options.name!r} was not opened")
-        return self._scheduler.statistics()
+        return self._engine.scheduler.statistics()
 
     # --- inner workings -------------------------------------------------------------------------
+
+    @property
+    def _engine(self) -> PoolEngine:
+        if self._maybe_engine is None:
+            raise ProcessStateError(
+                f"pool {self._options.name!r} was not opened: use it in `async with`"
+            )
+        return self._maybe_engine
 
     async def _run_within(
         self, timeout: float, func: Callable[..., Any], args: tuple[Any, ...]
     ) -> Any:
         seconds = check_timeout(timeout)
-        with anyio.move_on_after(seconds):
-            return await self.run(func, *args)
+        self._engine.check_usable()
+        if seconds != 0:
+            with anyio.move_on_after(seconds):
+                return await self.run(func, *args)
         raise ProcessTimeout(
             f"a call of {_name_of(func)} in {self._options.name!r} was stopped after its timeout of"
             f" {seconds:g} seconds"
-        )
-
-    async def _cancel(self, call: PoolCall) -> None:
-        worker = self._scheduler.cancel(call)
-        self._jobs.abandon(call)
-        if worker is not None:
-            with anyio.CancelScope(shield=True):
-                await worker.wait_gone()
-
-    async def _pickle(
-        self, func: Callable[..., Any], args: tuple[Any, ...], error: BaseException
-    ) -> Payload:
-        """Pickle a call in a thread, if it takes too long for the event loop."""
-        if isinstance(error, TooHeavyError):
-            return await self._pickle_in_thread((func, args))
-        raise cannot_pickle_call(self._options.name, func, args, error) from error
-
-    async def _pickle_in_thread(self, call: tuple[Any, ...]) -> Payload:
-        assert self._loop is not None
-        waiter = waiter_in(self._loop)
-        result: Payload | BaseException | None = None
-
-        def work() -> Payload | BaseException:
-            try:
-                return dump(call, self._options.serializer)
-            except BaseException as error:
-                return error
-
-        def then(_owner: object, pickled: Payload | BaseException) -> None:
-            nonlocal result
-            result = pickled
-            waiter.wake()
-
-        owner = object()
-        self._jobs.run(owner, work, then)
-        try:
-            await waiter
-        finally:
-            self._jobs.abandon(owner)
-        if isinstance(result, BaseException):
-            raise cannot_pickle_call(self._options.name, *call[:2], result) from result
-        assert result is not None
-        return result
-
-    def _open(self) -> None:
-        loop = current_loop()
-        try:
-            self._runtime = runtime()
-        except (OSError, RuntimeError) as error:  # no descriptors, or no threads left
-            raise ProcessStartError(f"cannot open {self._options.name!r}: {error}") from error
-        self._loop = loop
-        self._driver = driver_for(loop, self._runtime.watcher)
-        self._jobs = ThreadJobs(loop, self._runtime.picklers)
-        self._scheduler = Scheduler(self._options, self._make_worker, self._call_later)
-        self._scheduler.keep_ready()
-
-    async def _wait_ready(self) -> None:
-        """Wait for those workers that are to be kept ready."""
-        assert self._loop is not None
-        scheduler = self._scheduler
-        while scheduler.ready_workers < self._options.min_workers:
-            if scheduler.start_error is not None:
-                raise scheduler.start_error
-            await self._wait_for_change()
-
-    async def _wait_for_calls(self) -> None:
-        while self._scheduler.has_calls or self._calls:
-            await self._wait_for_change()
-
-    async def _wait_for_change(self) -> None:
-        waiter = waiter_in(self._loop)
-        self._scheduler.on_change = waiter.wake
-        try:
-            await waiter
-        finally:
-            self._scheduler.on_change = None
-
-    async def _wait_gone(self) -> None:
-        while self._scheduler.workers:
-            await next(iter(self._scheduler.workers)).wait_gone()
-            await anyio.lowlevel.checkpoint()
-
-    def _close(self) -> None:
-        """Stop whatever there is."""
-        self._closed = True
-        self._scheduler.stop_all()
-        error = ProcessClosedError(f"pool {self._options.name!r} was closed before the call ended")
-        for call in list(self._calls):
-            self._jobs.abandon(call)
-            call.fail(error)
-        self._jobs.abandon_all()
-
-    def _make_worker(self, scheduler: Scheduler) -> Worker:
-        options = self._options
-        assert self._loop is not None
-        number = next(self._worker_numbers)
-        program: Any
-        worker: Worker
-        channel = WorkerChannel(
-            self._driver,
-            lambda messages: worker.on_messages(messages),
-            lambda error: worker.on_garbage(error),
-        )
-        program = WorkerProgram(
-            channel.child_wire, channel.child_segments, options.serializer, options.memory_limit
-        )
-        process: AsyncProcess[Any] = AsyncProcess(
-            target=program,
-            args=(options.initializer, options.initargs, options.finalizer),
-            name=f"{options.name}-worker-{number}",
-            stop=options.stop,
-            start_method=options.start_method,
-        )
-        worker = Worker(process, scheduler, self._loop, options.serializer, self._jobs)
-        try:
-            worker.start(channel)
-        except BaseException:
-            channel.close()
-            raise
-        return worker
-
-    def _call_later(self, seconds: float, callback: Callable[[], None]) -> None:
-        watcher, loop = self._runtime.watcher, self._loop
-        method = weakref.WeakMethod(callback)  # type: ignore[arg-type]
-
-        def call() -> None:
-            bound = method()
-            if bound is not None:
-                post(loop, bound)
-
-        watcher.call_soon(lambda: watcher.call_later(seconds, call))
-
-    def _not_usable(self) -> ProcessStateError:
-        """Say why nothing can be run."""
-        name = self._options.name
-        if self._loop is None:
-            return ProcessStateError(f"pool {name!r} was not opened: use it in `async with`")
-        if self._owner_pid != os.getpid():
-            return ProcessStateError(
-                f"pool {name!r} belongs to the process with pid {self._owner_pid}, not to this one"
-            )
-        if self._closed:
-            return ProcessClosedError(f"pool {name!r} is closed")
-        return ProcessStateError(
-            f"pool {name!r} belongs to another event loop: the one in which it was opened"
         )
 
 

@@ -15,9 +15,6 @@ from ._options import PoolOptions
 from ._statistics import PoolStatistics, WorkerStatistics
 from ._worker import Worker, WorkerState
 
-# Calls are sent to a worker that is busy as long as it will have come to them within this time: so
-# that it never waits for the pool, and takes next to nothing that another could have done.
-_AHEAD_SECONDS = 0.001
 _AHEAD_CALLS = 64
 
 # Deaths in a row, of workers that have not come to serve.
@@ -70,6 +67,7 @@ class Scheduler:
         self._cancelled = 0
         self._checking_idle = False
         self._open = True
+        self._most_workers = options.workers + options.spares
         self._alive: set[Worker] = set()  # those that serve calls, or will
         self.workers: set[Worker] = set()
         self.start_error: ProcessStartError | None = None
@@ -83,13 +81,17 @@ class Scheduler:
 
     def submit(self, call: PoolCall) -> None:
         """Have a call run, as soon as those before it have begun."""
+        if call.what is not None:
+            call.seconds = self._seconds.get(call.what, _UNKNOWN)
         if self._idle and not self._queue and self._may_begin():
-            self._idle.pop().send(call)
-        else:
-            self._queue.append(call)
-            if len(self._queue) == 1:  # or else those before it would wait in vain, too
-                self._feed()
-        if len(self._idle) < self._options.spares or self._queue or call.worker is None:
+            self._begin(call)
+            if len(self._idle) < self._options.spares:
+                self._grow()
+            return
+        self._queue.append(call)
+        if len(self._queue) == 1:  # or else those before it would wait in vain, too
+            self._feed()
+        if len(self._alive) < self._most_workers:
             self._grow()
 
     def cancel(self, call: PoolCall) -> Worker | None:
@@ -97,31 +99,33 @@ class Scheduler:
 
         :return: the worker that is being stopped because it runs it
         """
-        worker = call.worker
         if call.state is CallState.DONE:
             return None
-        stopped = False
-        if call.state is CallState.SENT and worker is not None:
-            self._take_back(worker)
-            if call.state is CallState.SENT:
-                stopped = worker.cancel(call)
-        queued = call.state is CallState.QUEUED
-        if call.state is not CallState.DONE:
+        stopped = None
+        if call.state is CallState.SENT:
+            worker = self._worker_of(call)
+            if worker is not None:
+                self._take_back(worker)
+                if call.state is CallState.SENT and worker.cancel(call):
+                    stopped = worker
+        if call.state is CallState.QUEUED:
+            self._skip_one()
+        if not call.done:
             call.state = CallState.DONE
             self._cancelled += 1
-        if queued:
-            self._skip_one()
         self._feed()
-        if stopped:
+        if stopped is not None:
             self._grow()
-        return worker if stopped else None
+        return stopped
+
+    def _worker_of(self, call: PoolCall) -> Worker | None:
+        return next((worker for worker in self.workers if call in worker.calls), None)
 
     def fail_all(self, error: BaseException) -> None:
         """Fail every call that waits."""
         queue, self._queue, self._called_off = self._queue, deque(), 0
         for call in queue:
             if call.state is CallState.QUEUED:
-                self._failed += 1
                 call.fail(error)
 
     # --- workers --------------------------------------------------------------------------------
@@ -158,10 +162,11 @@ class Scheduler:
             self.on_change()
 
     def worker_finished(self, worker: Worker, call: PoolCall, seconds: float) -> None:
-        # Quick to learn that a function takes longer than was thought, slow to forget it.
-        if seconds < call.seconds < _UNKNOWN:
-            seconds = 0.8 * call.seconds + 0.2 * seconds
-        self._learn(call.what, seconds)
+        if call.what is not None:
+            # Quick to learn that a function takes longer than was thought, slow to forget it.
+            if seconds < call.seconds < _UNKNOWN:
+                seconds = 0.8 * call.seconds + 0.2 * seconds
+            self._learn(call.what, seconds)
         if worker.state is WorkerState.READY and not worker.calls:
             if worker.assigned >= self._options.max_tasks_per_worker:
                 self._retire(worker)
@@ -190,15 +195,11 @@ class Scheduler:
                 )
             else:
                 self._queue.appendleft(call)
-        handle = worker.handle
-        if self._open and not handle.stop_requested:
+        if self._open:
             if not worker.was_ready:
-                self._start_failed(handle.outcome)
+                self._start_failed(worker.handle.outcome)
             elif not worker.retired:
                 self._restarts += 1
-        elif worker.stopped_for is not None:
-            self._restarts += 1
-        if self._open:
             self._feed()
             self._grow()
         if self.on_change is not None:
@@ -232,12 +233,10 @@ class Scheduler:
             workers=workers,
         )
 
-    def count(self, call: PoolCall) -> None:
-        """Count a call that has come to its end by itself."""
-        if isinstance(call.outcome, Failure):
-            self._failed += 1
-        else:
-            self._done += 1
+    def count(self, *, done: int = 0, failed: int = 0) -> None:
+        """Count calls that have come to their ends by themselves."""
+        self._done += done
+        self._failed += failed
 
     # --- inner workings -------------------------------------------------------------------------
 
@@ -262,16 +261,22 @@ class Scheduler:
             call = self._next() or self._taken_back()
             if call is None:
                 return
-            self._idle.pop().send(call)
+            self._begin(call)
         while self._queue and not self._idle:
             call = self._next()
             if call is None:
                 return
             worker = self._worker_for_more(call)
-            if worker is None:
+            if worker is None or not worker.send(call):
                 self._queue.appendleft(call)
                 return
-            worker.send(call)
+
+    def _begin(self, call: PoolCall) -> None:
+        """Give a call to a worker that has nothing to do."""
+        worker = self._idle.pop()
+        if not worker.send(call):  # the system has no memory left for it
+            self._queue.appendleft(call)
+            worker.stop()
 
     def _learn(self, what: object, seconds: float) -> None:
         self._seconds[what] = seconds
@@ -297,22 +302,22 @@ class Scheduler:
 
     def _worker_for_more(self, call: PoolCall) -> Worker | None:
         """Find a worker that will come to the call in no time."""
-        call.seconds = self._seconds.get(call.what, _UNKNOWN)
-        if not call.sent_ahead or call.seconds > _AHEAD_SECONDS:
+        limit = call.ahead_seconds
+        if call.seconds > limit:
             return None
-        best, least = None, _AHEAD_SECONDS
+        best, least = None, limit
         for worker in self._alive:
             if worker.load < least and len(worker.calls) < _AHEAD_CALLS and worker.accepts_ahead:
                 best, least = worker, worker.load
         if best is None or best.assigned >= self._options.max_tasks_per_worker:
             return None
-        # It was to take less than a millisecond: if it has not, nobody knows how long it will.
-        return best if time.monotonic() - best.begun < _AHEAD_SECONDS else None
+        # It was to be done with the first by now: if it is not, nobody knows how long it will take.
+        return best if time.monotonic() - best.begun < limit else None
 
     def _grow(self) -> None:
         """Start the workers that there is something to do for, or that are to be kept ready."""
         options = self._options
-        room = options.workers + options.spares - len(self._alive)
+        room = self._most_workers - len(self._alive)
         if room <= 0 or not self._open:
             return
         waiting = len(self._queue) - self._called_off

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from types import CoroutineType
 from typing import Any
 
@@ -15,22 +15,27 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from .._child import ChildContext, ChildProgram
 from .._errors import WorkerMemoryError
 from .._platform import (
+    CallReceiver,
     ChildWire,
     Segment,
     SegmentReader,
     SegmentSocket,
+    SharedCounter,
     buffer_in_segment,
+    lift_memory_limit,
     limit_memory,
     write_segment,
 )
-from .._stop_request import StopListener, StopRequested
+from .._stop_request import StopRequested
 from .._wire._framing import Buffer, FrameKind, Section
 from .._wire._messages import (
     BUFFERS,
+    CALL_HEADER_BYTES,
     HEAVY,
+    INLINE_BYTES,
     LAST,
+    LEAVING,
     SEGMENT,
-    SLOT_BYTES,
     lengths_in,
     offsets_of,
     pack_answer,
@@ -42,31 +47,37 @@ from .._wire._messages import (
 from .._wire._outcomes import bad_value_message, exception_message, failure_message
 from .._wire._payloads import Payload, Serializer, dump, load, load_from, loader
 
-
-# Larger payloads go through shared memory, where there is such a thing.
-INLINE_BYTES = 64 * 1024
-
 # What a worker has worked on for so long, it sends.
 _ANSWER_SECONDS = 0.01
+
+# So many items run between two looks at the clock, if they take no longer than that.
+_MAX_BLOCK = 32
+_SHORT = 0.00005
 
 
 class WorkerProgram(ChildProgram):
     """Serves the calls of one pool.
 
-    :param wire: the worker's end of the wire over which they come
+    :param wire: the worker's end of the wire over which it answers
+    :param calls: its end of the socket over which calls come; ``None`` where that is the wire
     :param segments: its end of the socket for shared memory
+    :param begun: where it counts the items of a chunk that it has begun
     :param memory_limit: bytes
     """
 
     def __init__(
         self,
         wire: ChildWire,
+        calls: CallReceiver | None,
         segments: SegmentSocket | None,
+        begun: SharedCounter,
         serializer: Serializer | None,
         memory_limit: int | None,
     ) -> None:
         self._wire = wire
+        self._calls = calls
         self._segments = segments
+        self._begun = begun
         self._serializer = serializer
         self._memory_limit = memory_limit
 
@@ -87,46 +98,49 @@ class WorkerProgram(ChildProgram):
                 if finalizer is not None:
                     stack.callback(caller.call_at_end, finalizer)
                 connection = PoolConnection(
-                    self._wire, self._segments, self._serializer, self._memory_limit
+                    self._wire, self._calls, self._segments, self._serializer, self._memory_limit
                 )
                 connection.send_empty(FrameKind.READY)
-                _serve(connection, caller)
+                _serve(connection, caller, self._begun.cell)
 
 
-def _serve(connection: PoolConnection, caller: Caller) -> None:
+def _serve(connection: PoolConnection, caller: Caller, begun: memoryview) -> None:
     clock = time.perf_counter
     load_small = loader(connection.serializer)
-    while (slot := connection.receive_slot()) is not None:
-        kind, flags, payload, missing = unpack_call(slot)
+    while message := connection.receive_call():
+        kind, flags, size = unpack_call(message)
         if kind == FrameKind.STOP:
             return
+        payload = message[CALL_HEADER_BYTES:]
         try:
-            if flags or missing:
-                call = connection.receive_large(flags, payload, missing)
+            if flags or len(payload) < size:
+                call = connection.receive_large(flags, payload, size)
             else:
                 call = load_small(payload)
         except Exception as error:
-            connection.send_report(*failure_message(FrameKind.BAD_CALL, error), LAST)
+            connection.send_bad_call(error)
+            if connection.out_of_memory:
+                return
             continue
         if kind == FrameKind.CHUNK:
-            ChunkRun(connection, caller, *call).run()
-            continue
-        func, args = call
-        del call, slot, payload
-        begin = clock()
-        try:
-            value = func(*args)
-            if type(value) is CoroutineType:
-                value = caller.await_value(value)
-        except (SystemExit, StopRequested):
-            raise
-        except BaseException as error:
-            connection.send_exception(error, LAST, clock() - begin)
+            ChunkRun(connection, caller, begun, *call).run()
         else:
-            connection.send_value(value, clock() - begin)
-            del value
+            begin = clock()
+            try:
+                value = call[0](*call[1])
+                if type(value) is CoroutineType:
+                    value = caller.await_value(value)
+            except (SystemExit, StopRequested):
+                raise
+            except BaseException as error:
+                connection.send_exception(error, LAST, clock() - begin)
+            else:
+                connection.send_value(value, clock() - begin)
+                del value
         # What a call has got must not live until the next one comes.
-        del func, args
+        del call, message, payload
+        if connection.out_of_memory:
+            return
 
 
 class ChunkRun:
@@ -135,12 +149,17 @@ class ChunkRun:
     Answers when all is done, or when :data:`_ANSWER_SECONDS` have passed, whatever comes first: a
     worker that dies takes little with it. What it has not begun after ``budget`` seconds, it gives
     back.
+
+    :param begun: holds how many items were begun, for when this process dies of one of them
+    :param star: whether an item is the arguments
+    :param items: pickled as a whole
     """
 
     def __init__(
         self,
         connection: PoolConnection,
         caller: Caller,
+        begun: memoryview,
         func: Callable[..., Any],
         star: bool,
         budget: float,
@@ -148,51 +167,86 @@ class ChunkRun:
     ) -> None:
         self._connection = connection
         self._caller = caller
+        self._begun = begun
         self._func: Callable[[Any], Any] = func if not star else lambda item: func(*item)
         self._budget = budget
         self._items = items
-        self._values: list[Any] = []
+        self._values: list[Any] = []  # not yet told
+        self._errors: dict[int, BaseException] = {}  # in place of some of them
+        self._done = 0
+        self._max_block = _MAX_BLOCK
 
     def run(self) -> None:
         clock = time.perf_counter
         begin = last = clock()
-        items = iter(self._items)
-        left = len(self._items)
-        while left:
-            left -= self._run_until(items, min(last + _ANSWER_SECONDS, begin + self._budget))
-            now = clock()
-            done = not left or now - begin > self._budget
-            self._answer(now - last, done)
+        over = False
+        while not over:
+            now = self._run_until(min(last + _ANSWER_SECONDS, begin + self._budget))
+            over = (
+                self._done == len(self._items)
+                or now - begin > self._budget
+                or self._connection.out_of_memory
+            )
+            self._answer(now - last, over)
             last = now
-            if done:
-                return
+        self._begun[0] = 0  # whoever reads another number knows that it is of the chunk that runs
 
-    def _run_until(self, items: Iterator[Any], deadline: float) -> int:
-        """Run items until there is a reason to answer; return how many were begun."""
-        clock, func, values = time.perf_counter, self._func, self._values
+    def _run_until(self, deadline: float) -> float:
+        """Run items until there is a reason to answer; return what time it is."""
+        clock, func, begun = time.perf_counter, self._func, self._begun
+        items, values, done = self._items, self._values, self._done
         append = values.append
-        self._error: BaseException | None = None
-        try:
-            for item in items:
-                value = func(item)
-                if type(value) is CoroutineType:
-                    value = self._caller.await_value(value)
-                append(value)
-                if clock() > deadline:
-                    break
-        except (SystemExit, StopRequested):
-            raise
-        except BaseException as error:
-            self._error = error
-        return len(values) + (self._error is not None)
+        now, block = clock(), 1
+        while now < deadline and done < len(items) and not self._connection.out_of_memory:
+            last, start = now, len(values)
+            try:
+                for item in items[done : done + block]:
+                    done += 1
+                    begun[0] = done
+                    append(func(item))
+            except (SystemExit, StopRequested):
+                raise
+            except BaseException as error:
+                append(None)
+                self._fail(len(values) - 1, error)
+            if CoroutineType in map(type, values[start:]):
+                self._await_from(start)
+            now = clock()
+            # Looking at the clock takes as long as a tiny item does.
+            block = min(2 * block, self._max_block) if now - last < _SHORT else 1
+        self._done = done
+        return now
 
-    def _answer(self, seconds: float, done: bool) -> None:
-        values, error = self._values, self._error
-        self._values, self._error = [], None
-        if values:
-            self._connection.send_values(values, LAST if done and error is None else 0, seconds)
-        if error is not None:
-            self._connection.send_exception(error, LAST if done else 0, seconds)
+    def _await_from(self, start: int) -> None:
+        """Put the values of coroutines in their places."""
+        self._max_block = 1  # from here on each is awaited before the next item begins
+        for index, value in enumerate(self._values[start:], start):
+            if type(value) is CoroutineType:
+                try:
+                    self._values[index] = self._caller.await_value(value)
+                except (SystemExit, StopRequested):
+                    raise
+                except BaseException as error:
+                    self._fail(index, error)
+
+    def _fail(self, index: int, error: BaseException) -> None:
+        self._errors[index] = error
+        self._connection.check_memory(error)
+
+    def _answer(self, seconds: float, over: bool) -> None:
+        values, errors = self._values, self._errors
+        self._values, self._errors = [], {}
+        each = seconds / max(1, len(values))
+        start = 0
+        for index in sorted(errors):
+            if index > start:
+                self._connection.send_values(values[start:index], 0, each * (index - start))
+            start = index + 1
+            last = LAST if over and start == len(values) else 0
+            self._connection.send_exception(errors[index], last, each)
+        if start < len(values):
+            last = LAST if over else 0
+            self._connection.send_values(values[start:], last, each * (len(values) - start))
 
 
 class Caller:
@@ -251,28 +305,35 @@ class PoolConnection:
     def __init__(
         self,
         wire: ChildWire,
+        calls: CallReceiver | None,
         segments: SegmentSocket | None,
         serializer: Serializer | None,
         memory_limit: int | None,
     ) -> None:
         self.serializer = serializer
+        self.out_of_memory = False
+        """Whether a call has run into the memory limit: the worker serves no other."""
         self._wire = wire
+        self._calls = calls
         self._segments = segments
         self._memory_limit = memory_limit
 
-    def receive_slot(self) -> bytes | None:
-        """Wait for the next call; ``None`` when the pool has closed the connection."""
-        slot = self._wire.receive_exactly(SLOT_BYTES)
-        return slot if len(slot) == SLOT_BYTES else None
+    def receive_call(self) -> memoryview | bytes:
+        """Wait for the next call; nothing when the pool has closed the connection."""
+        if self._calls is not None:
+            return self._calls.receive()
+        return self._wire.receive_exactly(CALL_HEADER_BYTES)
 
-    def receive_large(self, flags: int, payload: bytes, missing: int) -> Any:
-        """Receive the rest of a call that is more than fits a slot; unpickle it."""
-        pieces: list[Buffer] = [payload]
+    def receive_large(self, flags: int, payload: memoryview | bytes, size: int) -> Any:
+        """Receive the rest of a call, of which the payload has ``size`` bytes; unpickle it."""
+        pieces: list[Buffer] = [bytes(payload)] if payload else []
+        missing = size - len(payload)
         while missing:
-            pieces.append(self._wire.receive_exactly(min(missing, INLINE_BYTES)))
-            if not pieces[-1]:
+            piece = self._wire.receive_exactly(min(missing, INLINE_BYTES))
+            if not piece:
                 raise EOFError("the pool closed the connection in the middle of a call")
-            missing -= len(pieces[-1])
+            pieces.append(piece)
+            missing -= len(piece)
         if not flags & SEGMENT:
             return load(sections_of(pieces, flags), self.serializer)
         assert self._segments is not None
@@ -286,9 +347,27 @@ class PoolConnection:
     ) -> None:
         self._send(kind, Payload(sections, heavy=False), flags, seconds)
 
-    def send_exception(self, error: BaseException, flags: int, seconds: float) -> None:
+    def check_memory(self, error: BaseException) -> bool:
+        """Return whether ``error`` says that the memory limit was reached."""
         if self._memory_limit is not None and isinstance(error, MemoryError):
+            if not self.out_of_memory:
+                self.out_of_memory = True
+                lift_memory_limit()  # telling it takes memory, too
+            return True
+        return False
+
+    def send_bad_call(self, error: Exception) -> None:
+        """Say that a call could not be unpickled."""
+        if self.check_memory(error):
+            self.send_exception(error, LAST)
+        else:
+            self.send_report(*failure_message(FrameKind.BAD_CALL, error), LAST)
+
+    def send_exception(self, error: BaseException, flags: int, seconds: float = 0.0) -> None:
+        if self.check_memory(error):
+            assert self._memory_limit is not None
             error = WorkerMemoryError(self._memory_limit).with_traceback(error.__traceback__)
+            flags |= LEAVING
         message = exception_message(error, lambda obj: dump(obj, self.serializer).sections)
         self.send_report(*message, flags, seconds)
 
@@ -296,9 +375,7 @@ class PoolConnection:
         try:
             payload = dump(value, self.serializer)
         except BaseException as error:
-            if isinstance(error, StopRequested):
-                raise
-            self.send_report(*bad_value_message(value, error), LAST, seconds)
+            self._send_bad_value(value, error, LAST, seconds)
         else:
             self._send(FrameKind.VALUE, payload, LAST, seconds)
 
@@ -307,10 +384,8 @@ class PoolConnection:
         try:
             payload = dump(values, self.serializer)
         except BaseException as error:
-            if isinstance(error, StopRequested):
-                raise
-            if len(values) == 1:
-                self.send_report(*bad_value_message(values[0], error), flags, seconds)
+            if len(values) == 1 or isinstance(error, StopRequested):
+                self._send_bad_value(values[0], error, flags, seconds)
                 return
             # One of them it is: each on its own.
             for value in values[:-1]:
@@ -318,6 +393,16 @@ class PoolConnection:
             self.send_values(values[-1:], flags, seconds / len(values))
         else:
             self._send(FrameKind.VALUES, payload, flags, seconds)
+
+    def _send_bad_value(
+        self, value: object, error: BaseException, flags: int, seconds: float
+    ) -> None:
+        if isinstance(error, StopRequested):
+            raise error
+        if self.check_memory(error):
+            self.send_exception(error, flags, seconds)
+        else:
+            self.send_report(*bad_value_message(value, error), flags, seconds)
 
     def _send(self, kind: int, payload: Payload, flags: int, seconds: float) -> None:
         sections = payload.sections

@@ -8,7 +8,7 @@ from collections import deque
 from typing import Any, Protocol
 
 from .. import _failures
-from .._errors import ProcessDied
+from .._errors import ProcessDied, WorkerMemoryError
 from .._loops import EventLoop, post
 from .._platform import Segment, write_segment
 from .._process import AsyncProcess
@@ -17,23 +17,24 @@ from .._wire._framing import BadFrameError, Buffer, Frame, FrameKind
 from .._wire._messages import (
     BUFFERS,
     HEAVY,
+    INLINE_BYTES,
     LAST,
-    ROOM,
+    LEAVING,
     SEGMENT,
     Message,
     lengths_in,
     offsets_of,
     pack_call,
-    pack_call_pieces,
     sections_of,
     size_of,
     table_of,
 )
 from .._wire._outcomes import Failure, Outcome, Value, cannot_unpickle, decode
-from .._wire._payloads import Serializer, load, loader
-from ._calls import CallState, PoolCall
+from .._wire._payloads import load, loader
+from ._calls import CallState, PoolCall, Unbegun
 from ._channel import WorkerChannel
-from ._serving import INLINE_BYTES, load_sections, load_segment
+from ._options import PoolOptions
+from ._serving import load_sections, load_segment
 from ._thread_jobs import ThreadJobs
 
 _VALUE = int(FrameKind.VALUE)  # compared with each message: comparing an enum takes longer
@@ -79,7 +80,7 @@ class Worker:
         process: AsyncProcess[Any],
         listener: WorkerListener,
         loop: EventLoop,
-        serializer: Serializer | None,
+        options: PoolOptions,
         jobs: ThreadJobs,
     ) -> None:
         self.process = process
@@ -91,13 +92,13 @@ class Worker:
         self.tasks = 0
         self.assigned = 0
         self.seconds_busy = 0.0
-        self.stopped_for: PoolCall | None = None
         self.was_ready = False
         self.retired = False
         self._listener = listener
         self._loop = loop
-        self._serializer = serializer
-        self._load = loader(serializer)
+        self._options = options
+        self._serializer = options.serializer
+        self._load = loader(options.serializer)
         self._jobs = jobs
         self._large: PoolCall | None = None
         self._writing = False
@@ -120,78 +121,89 @@ class Worker:
         self.channel = channel
         self.process._asked_for_outcome = True  # its pool deals with how it ends
         self.process._begin()
-        self.handle.on_forget = channel.forget
+        handle = self.handle
+        handle.on_forget = lambda: channel.forget(child_exists=handle.launched.is_set())
         channel.open()
-        self.handle.gone.tell(lambda: channel.drain_dead(self._on_gone), None)
+        handle.launched.tell(lambda: post(self._loop, self._on_launched), None)
+        handle.gone.tell(lambda: channel.drain_dead(self._on_gone), None)
+
+    def _on_launched(self) -> None:
+        if self.state is not WorkerState.GONE:
+            self.channel.release_child_ends()
 
     # --- calls ----------------------------------------------------------------------------------
 
-    def send(self, call: PoolCall) -> None:
+    def send(self, call: PoolCall) -> bool:
+        """Send a call; return whether the worker could be given it."""
+        message = call.message()
+        if message is None or not self.channel.send(message):
+            if self.calls:
+                return False  # what is large could not be taken back; or there is no room now
+            self._large = call
+            if not self._send_large(call):
+                return False
         call.state = CallState.SENT
-        call.worker = self
         if not self.calls:
             self.begun = time.monotonic()
         self.calls.append(call)
         self.load += call.seconds
         self.assigned += 1
-        sections = call.payload.sections
-        if len(sections) == 1 and len(sections[0]) == 1 and len(sections[0][0]) <= ROOM:
-            self.channel.send(pack_call(call.kind, 0, sections[0][0]))
-        else:
-            self._send_large(call)
+        call.sent()
+        return True
 
-    def _send_large(self, call: PoolCall) -> None:
-        self._large = call
+    def _send_large(self, call: PoolCall) -> bool:
         sections = call.payload.sections
-        lengths = list(map(size_of, sections))
-        if sum(lengths) <= INLINE_BYTES or self.channel.segments is None:
-            self._send_inline(call)
-        elif sum(lengths) <= _COPY_IN_LOOP_BYTES:
-            self._send_segment(call, self._write(call))
-        else:
+        size = sum(map(size_of, sections))
+        if size <= INLINE_BYTES or self.channel.segments is None:
+            return self._send_inline(call)
+        if size > _COPY_IN_LOOP_BYTES:
             self._writing = True
-            self._jobs.run(call, lambda: self._write(call), self._send_segment)
+            self._jobs.run(call, lambda: self._write(call), self._on_written)
+            return True
+        return self._send_segment(call, self._write(call))
 
-    def _write(self, call: PoolCall) -> Segment | BaseException:
+    def _write(self, call: PoolCall) -> Segment | None:
         sections = call.payload.sections
         try:
             return write_segment(sections, offsets_of(list(map(size_of, sections))))
-        except OSError as error:
-            return error
+        except OSError:  # no shared memory left: the wire will do
+            return None
 
-    def _send_segment(self, call: PoolCall, segment: Segment | BaseException) -> None:
+    def _on_written(self, call: PoolCall, segment: Segment | None) -> None:
         self._writing = False
-        if isinstance(segment, BaseException):
-            # No shared memory left: the wire will do.
-            self._send_inline(call)
-            return
+        if not self._send_segment(call, segment):
+            self.stop()  # it is unknown what it has got
+
+    def _send_segment(self, call: PoolCall, segment: Segment | None) -> bool:
+        if segment is None:
+            return self._send_inline(call)
         assert self.channel.segments is not None
         try:
             self.channel.segments.send(segment)
         except OSError:  # nobody is there to receive it
-            return
-        self.channel.send(pack_call(call.kind, SEGMENT, table_of(call.payload.sections)))
+            return True
+        table = table_of(call.payload.sections)
+        return self.channel.send(pack_call(call.kind, SEGMENT, len(table)) + table)
 
-    def _send_inline(self, call: PoolCall) -> None:
+    def _send_inline(self, call: PoolCall) -> bool:
         sections = call.payload.sections
         flags = 0
         if len(sections) > 1:
             sections = [[table_of(sections)], *sections]
             flags = BUFFERS
         pieces: list[Buffer] = [piece for section in sections for piece in section]
-        self.channel.send_pieces(pack_call_pieces(call.kind, flags, pieces))
+        return self.channel.send_large(pack_call(call.kind, flags, size_of(pieces)), pieces)
 
     def take_back(self) -> list[PoolCall]:
         """Take back the calls that the worker has not begun; they are queued again then."""
         if not self.calls or not self.channel.can_take_back or self._large is not None:
-            return []
+            return []  # a large call is sent to a worker that has no other
         taken = [self.calls.pop() for _ in range(self.channel.take_back())]
         self.assigned -= len(taken)
         taken.reverse()
         for call in taken:
             self.load -= call.seconds
             call.state = CallState.QUEUED
-            call.worker = None
         return taken
 
     def cancel(self, call: PoolCall) -> bool:
@@ -199,19 +211,16 @@ class Worker:
 
         :return: whether the worker had to be stopped for that
         """
-        self._jobs.abandon(call)
         if self._writing and self._large is call:  # nothing of it has been sent yet
             self._writing = False
-            self._finished(self.calls.popleft())
+            self._jobs.abandon(call)
             self.tasks -= 1
-            return False
-        if call not in self.calls:  # it is being unpickled
+            self._finished(self.calls.popleft())
             return False
         if self.channel.can_take_back:
             self.channel.drain()
-            if call.state is CallState.DONE or call not in self.calls:
-                return False
-        self.stopped_for = call
+        if call not in self.calls:  # it is being unpickled, or done
+            return False
         self.stop()
         return True
 
@@ -223,7 +232,7 @@ class Worker:
             self.state = WorkerState.RETIRING
             self._listener.worker_ending(self)
             self.retired = True
-            self.channel.send(pack_call(FrameKind.STOP, 0, b""))
+            self.channel.send(pack_call(FrameKind.STOP, 0, 0))
             self.handle.own()
             self.handle.expect_end(seconds)
 
@@ -289,6 +298,8 @@ class Worker:
         _, flags, seconds, payload = message
         number, last = call.answers, bool(flags & LAST)
         call.answers += 1
+        if flags & LEAVING:
+            self._on_leaving()
         if last:
             self._finished(self.calls.popleft(), seconds)
         segment = None
@@ -297,17 +308,24 @@ class Worker:
             try:
                 segment = self.channel.segments.receive()
             except (OSError, EOFError) as error:  # no descriptor left: ours, or for it
-                call.deliver(number, last, self._cannot_unpickle(error))
+                call.deliver(number, last, seconds, self._cannot_unpickle(error))
                 return
-        size = sum(lengths_in(payload)[0]) if segment else size_of(payload if isinstance(payload, list) else [payload])
-        if flags & HEAVY or size > _COPY_IN_LOOP_BYTES:
+        if flags & HEAVY or _bytes_in(payload, segment) > _COPY_IN_LOOP_BYTES:
             self._jobs.run(
                 call,
                 lambda: self._decode(message, segment),
-                lambda call, outcome: call.deliver(number, last, outcome),
+                lambda call, outcome: call.deliver(number, last, seconds, outcome),
             )
         else:
-            call.deliver(number, last, self._decode(message, segment))
+            call.deliver(number, last, seconds, self._decode(message, segment))
+
+    def _on_leaving(self) -> None:
+        """The worker ends of its own accord."""
+        if self.state is WorkerState.READY:
+            self.state = WorkerState.RETIRING
+            self._listener.worker_ending(self)
+            self.handle.own()
+            self.handle.expect_end(self.handle.policy.exit_timeout)
 
     def _decode(self, message: Message, segment: Segment | None) -> Outcome:
         """Make an outcome of an answer; in a thread, or in the event loop where it is small."""
@@ -324,13 +342,16 @@ class Worker:
         except BaseException as error:
             return self._cannot_unpickle(error)
         frame = Frame(FrameKind(kind), sections)
-        return decode(
+        outcome = decode(
             frame,
             self.process.name,
             self.handle.pid,
             None,
             lambda sections: load(sections, self._serializer),
         )
+        if kind == FrameKind.BAD_CALL and isinstance(outcome, Failure):
+            return Unbegun(outcome.exception)
+        return outcome
 
     def _cannot_unpickle(self, error: BaseException) -> Failure:
         return Failure(cannot_unpickle("result", self.process.name, self.handle.pid, error))
@@ -349,39 +370,43 @@ class Worker:
 
     def _on_gone(self) -> None:
         unread = self.channel.take_back() if self.channel.can_take_back else 0
+        begun_items = self.channel.begun_items()
         self.channel.close()
         self.state = WorkerState.GONE
         unbegun = [self.calls.pop() for _ in range(min(unread, len(self.calls)))]
         unbegun.reverse()
         running, self.calls = list(self.calls), deque()
+        if self._writing and self._large is not None:
+            self._jobs.abandon(self._large)
+            unbegun, running = running, []  # of the only one, nothing has been sent
         for call in unbegun:
             call.state = CallState.QUEUED
-            call.worker = None
         self._listener.worker_gone(self, unbegun)
         for call in running:
-            self._jobs.abandon(call)
-            call.fail(self._death())
+            call.died(self._death(), begun_items if call is running[0] else 0)
 
     def _death(self) -> BaseException:
         """Say why a call that ran has no outcome."""
-        handle = self.handle
+        handle, name, limit = self.handle, self.process.name, self._options.memory_limit
         if self._garbage is not None:
-            return _failures.wrote_garbage(self.process.name, handle.pid, self._garbage)
+            return _failures.wrote_garbage(name, handle.pid, self._garbage)
         if handle.stuck and not handle.finished.is_set():
-            return _failures.killed_in_vain(
-                self.process.name, handle.pid, handle.policy.kill_timeout
-            )
-        outcome = handle.outcome
-        detail = "it died while sending its result" if self.channel.cut_off else ""
-        if isinstance(outcome, Failure) and isinstance(outcome.exception, ProcessDied):
-            died = outcome.exception
-            return ProcessDied(
-                died.exitcode,
-                name=died.name,
-                pid=died.pid,
-                detail=died.detail or detail,
-            )
-        if isinstance(outcome, Failure):
-            return outcome.exception
-        return ProcessDied(handle.exitcode, name=self.process.name, pid=handle.pid, detail=detail)
+            return _failures.killed_in_vain(name, handle.pid, handle.policy.kill_timeout)
+        error = handle.outcome.exception if isinstance(handle.outcome, Failure) else None
+        if limit is not None and isinstance(error, MemoryError):
+            return WorkerMemoryError(limit)
+        if error is not None and not isinstance(error, ProcessDied):
+            return error
+        details = [error.detail] if error is not None and error.detail else []
+        if self.channel.cut_off:
+            details.append("it died while sending its result")
+        if limit is not None:
+            details.append(f"it had a memory_limit of {limit} bytes")
+        exitcode = handle.exitcode if error is None else error.exitcode
+        return ProcessDied(exitcode, name=name, pid=handle.pid, detail=", and ".join(details))
 
+
+def _bytes_in(payload: Buffer | list[Buffer], segment: Segment | None) -> int:
+    if segment is not None:
+        return sum(lengths_in(payload)[0])
+    return size_of(payload if isinstance(payload, list) else [payload])

@@ -1,9 +1,7 @@
 """What travels between a pool and its workers, without I/O.
 
-A pool sends calls, of :data:`SLOT_BYTES` each, whatever their size: what does not fit follows. So
-every reader of the stream finds the beginning of a call, even if several processes read it, and the
-pool can take back what the worker has not begun. Workers answer with a header and as many bytes as
-it says.
+A call is a header and a payload, which may travel apart from it where it is large; an answer is a
+header and as many bytes as it says.
 
 A payload is a pickle; or, with :data:`BUFFERS`, a table of lengths, a pickle, and the buffers that
 it refers to; or, with :data:`SEGMENT`, the table alone, while the rest lies in shared memory.
@@ -16,13 +14,14 @@ from collections.abc import Iterator, Sequence
 
 from ._framing import BadFrameError, Buffer, FrameKind, Section
 
-SLOT_BYTES = 512
-
 _MAGIC = 0x6372
 _CALL_HEADER = struct.Struct("<HBBQ")
 _ANSWER_HEADER = struct.Struct("<HBBfQ")
-ROOM = SLOT_BYTES - _CALL_HEADER.size
-"""How large a payload can be to travel in its slot."""
+CALL_HEADER_BYTES = _CALL_HEADER.size
+
+INLINE_BYTES = 64 * 1024
+"""How large a payload can be to travel with the header of its call; larger ones go through shared
+memory, where there is such a thing."""
 
 # In shared memory, every section begins where a CPU likes its vectors to.
 ALIGNMENT = 64
@@ -39,37 +38,32 @@ HEAVY = 4
 """The payload takes long to unpickle: not to be done in an event loop."""
 LAST = 8
 """No other answer will follow to the same call."""
+LEAVING = 16
+"""The worker ends when it has sent this."""
 
 
 Message = tuple[int, int, float, Buffer | list[Buffer]]
 """A message of a worker: kind, flags, how many seconds it worked, and the payload."""
 
 
-def pack_call(kind: int, flags: int, payload: bytes) -> bytes:
-    """Make a message to a worker of a payload in one piece."""
-    room = ROOM - len(payload)
-    return _CALL_HEADER.pack(_MAGIC, kind, flags, len(payload)) + payload + bytes(max(0, room))
+def pack_call(kind: int, flags: int, size: int) -> bytes:
+    """Make the header of a message to a worker.
+
+    :param size: bytes of the payload, which follows
+    """
+    return _CALL_HEADER.pack(_MAGIC, kind, flags, size)
 
 
-def pack_call_pieces(kind: int, flags: int, payload: Sequence[Buffer]) -> Iterator[Buffer]:
-    """Make a message to a worker of a large payload, without joining its pieces."""
-    size = size_of(payload)
-    yield _CALL_HEADER.pack(_MAGIC, kind, flags, size)
-    yield from payload
-    yield bytes(max(0, ROOM - size))
+def unpack_call(message: Buffer) -> tuple[int, int, int]:
+    """Read the header of a message.
 
-
-def unpack_call(slot: bytes) -> tuple[int, int, bytes, int]:
-    """Take a slot apart.
-
-    :return: kind, flags, the payload or the beginning of it, and how many bytes of it will follow
+    :return: kind, flags, and how many bytes of payload belong to it
     :raises BadFrameError: if it is no message of a pool
     """
-    magic, kind, flags, size = _CALL_HEADER.unpack_from(slot)
+    magic, kind, flags, size = _CALL_HEADER.unpack_from(message)
     if magic != _MAGIC:
-        raise BadFrameError(f"a call cannot begin with {slot[:4]!r}")
-    end = _CALL_HEADER.size + size
-    return kind, flags, slot[_CALL_HEADER.size : end], max(0, end - SLOT_BYTES)
+        raise BadFrameError(f"a call cannot begin with {bytes(message[:4])!r}")
+    return kind, flags, size
 
 
 def pack_answer(kind: int, flags: int, seconds: float, size: int) -> bytes:

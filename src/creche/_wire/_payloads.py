@@ -7,7 +7,7 @@ import pickle
 from collections import ChainMap
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from .._multiprocessing import reduction
 from ._framing import Buffer, Section
@@ -42,7 +42,9 @@ class Payload:
 class _Pickler(pickle.Pickler):
     """Knows the types that ``multiprocessing`` can send, without a table for each pickle."""
 
-    dispatch_table: Any = ChainMap(reduction.ForkingPickler._extra_reducers, copyreg.dispatch_table)
+    dispatch_table: ClassVar[Any] = ChainMap(
+        reduction.ForkingPickler._extra_reducers, copyreg.dispatch_table
+    )
 
 
 class _Writer:

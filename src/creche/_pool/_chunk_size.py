@@ -1,0 +1,60 @@
+"""How many items of a map travel together."""
+
+from __future__ import annotations
+
+# A message costs both sides some 100 microseconds in all: a few percent of that.
+CHUNK_SECONDS = 0.004
+
+# A worker that has worked on a chunk for so long gives the rest of it back.
+BUDGET_SECONDS = 4 * CHUNK_SECONDS
+
+_MAX_ITEMS = 10_000
+_MAX_BYTES = 256 * 1024
+_MAX_GROWTH = 8
+
+
+class ChunkSize:
+    """Learns from what was measured how many items make a chunk of about :data:`CHUNK_SECONDS`.
+
+    :param fixed: always this many, instead
+    """
+
+    def __init__(self, fixed: int | None) -> None:
+        self._fixed = fixed
+        self._largest = 0  # that was answered
+        self._seconds: float | None = None  # an item takes
+        self._bytes = 0.0  # an item takes
+
+    @property
+    def budget(self) -> float:
+        """Seconds after which a worker gives back what it has not begun of a chunk."""
+        return BUDGET_SECONDS if self._fixed is None else float("inf")
+
+    def next(self) -> int:
+        """Return how many items the next chunk has."""
+        if self._fixed is not None:
+            return self._fixed
+        if self._seconds is None:
+            return 1
+        size = CHUNK_SECONDS / max(self._seconds, 1e-9)
+        size = min(size, _MAX_ITEMS, _MAX_GROWTH * self._largest)
+        if self._bytes:
+            size = min(size, _MAX_BYTES / self._bytes)
+        return max(1, int(size))
+
+    def seconds(self, items: int) -> float:
+        """Return how long a worker will take for a chunk, as far as anybody knows."""
+        return items * (1.0 if self._seconds is None else self._seconds)
+
+    def sent(self, items: int, size: int) -> None:
+        """A chunk was pickled: so many items into so many bytes."""
+        self._bytes = max(size / items, 0.7 * self._bytes)
+
+    def answered(self, items: int, seconds: float) -> None:
+        """A worker took so many seconds for so many items."""
+        self._largest = max(self._largest, items)
+        each = seconds / items
+        if self._seconds is None or each > self._seconds:
+            self._seconds = each  # quick to see that items have become slow, slow to forget it
+        else:
+            self._seconds = 0.7 * self._seconds + 0.3 * each

@@ -1,0 +1,248 @@
+"""What an open pool consists of, and what its calls and maps need of it."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+
+from .._errors import ProcessClosedError, ProcessStartError, ProcessStateError
+from .._loops import EventLoop, current_loop, post, waiter_in
+from .._process import AsyncProcess
+from .._runtime import runtime
+from .._wire._outcomes import Failure, Outcome, Value, cannot_pickle_call
+from .._wire._payloads import Payload, TooHeavyError, dump
+from ._calls import PoolCall
+from ._channel import WorkerChannel, driver_for
+from ._options import PoolOptions
+from ._scheduler import Scheduler
+from ._serving import WorkerProgram
+from ._thread_jobs import ThreadJobs
+from ._worker import Worker
+
+
+class PoolEngine:
+    """The workers of a pool, and the calls that are on their way; lives in one event loop.
+
+    :raises ProcessStateError: if the caller runs in no event loop
+    :raises ProcessStartError: if there are no descriptors or threads left
+    """
+
+    def __init__(self, options: PoolOptions) -> None:
+        self.options = options
+        self.closed = False
+        self.loop: EventLoop = current_loop()
+        try:
+            self._runtime = runtime()
+        except (OSError, RuntimeError) as error:
+            raise ProcessStartError(f"cannot open {options.name!r}: {error}") from error
+        self.jobs = ThreadJobs(self.loop, self._runtime.picklers)
+        self.scheduler = Scheduler(options, self._make_worker, self.call_later)
+        self._owner_pid = os.getpid()
+        self._driver = driver_for(self.loop, self._runtime.watcher)
+        self._worker_numbers = itertools.count(1)
+        self._calls: set[PoolCall] = set()
+        self.scheduler.keep_ready()
+
+    # --- calls ----------------------------------------------------------------------------------
+
+    def check_usable(self) -> None:
+        """Check that calls can be made.
+
+        :raises ProcessClosedError: if the pool is closed
+        :raises ProcessStateError: if it belongs to another event loop or process
+        """
+        self.check_loop()
+        if self.closed:
+            raise ProcessClosedError(f"pool {self.options.name!r} is closed")
+
+    def check_loop(self) -> None:
+        """Check that the caller runs in the event loop of the pool.
+
+        :raises ProcessStateError: if it does not
+        """
+        if self._owner_pid != os.getpid():
+            raise ProcessStateError(
+                f"pool {self.options.name!r} belongs to the process with pid {self._owner_pid},"
+                " not to this one"
+            )
+        if self.loop is not current_loop():
+            raise ProcessStateError(
+                f"pool {self.options.name!r} belongs to another event loop: the one in which it"
+                " was opened"
+            )
+
+    def submit(self, call: PoolCall) -> None:
+        """Have a call run. It is known to the pool until :meth:`forget`."""
+        self._calls.add(call)
+        self.scheduler.submit(call)
+
+    def forget(self, call: PoolCall) -> None:
+        """Nobody waits for the call any more."""
+        self._calls.discard(call)
+        if self.scheduler.on_change is not None:
+            self.scheduler.on_change()
+
+    def call_off(self, call: PoolCall) -> Worker | None:
+        """See to it that a call does not run, or no longer.
+
+        :return: the worker that is being stopped for that
+        """
+        self.forget(call)
+        self.jobs.abandon(call)
+        return self.scheduler.cancel(call)
+
+    async def pickle(self, func: Callable[..., Any], args: tuple[Any, ...]) -> Payload:
+        """Pickle a call: here if that is quickly done, or else in a thread.
+
+        :raises SerializationError: if something cannot be pickled
+        """
+        call = func, args
+        try:
+            return dump(call, self.options.serializer, light=True)
+        except TooHeavyError:
+            pickled = await self._pickle_in_thread(call)
+        except BaseException as error:
+            pickled = Failure(error)
+        if isinstance(pickled, Failure):
+            reason = pickled.exception
+            raise cannot_pickle_call(self.options.name, func, args, reason) from reason
+        return pickled.value  # type: ignore[no-any-return]
+
+    def call_later(self, seconds: float, callback: Callable[[], object]) -> None:
+        """Call back in the event loop after some seconds, if the pool is still there.
+
+        Where the event loop was closed without the pool, the workers are stopped.
+        """
+        watcher, loop = self._runtime.watcher, self.loop
+        engine = weakref.ref(self)
+
+        def call() -> None:
+            pool = engine()
+            if pool is not None and not post(loop, callback):
+                pool.scheduler.stop_all()
+
+        def start_timer() -> None:
+            watcher.call_later(seconds, call)
+
+        watcher.call_soon(start_timer)
+
+    # --- the beginning and the end --------------------------------------------------------------
+
+    async def wait_ready(self) -> None:
+        """Wait for those workers that are to be kept ready.
+
+        :raises ProcessStartError: if they cannot be started
+        """
+        scheduler = self.scheduler
+        while scheduler.ready_workers < self.options.min_workers:
+            if scheduler.start_error is not None:
+                raise scheduler.start_error
+            await self._wait_for_change()
+
+    async def wait_for_calls(self) -> None:
+        """Wait until every call has ended."""
+        while self.scheduler.has_calls or self._calls:
+            await self._wait_for_change()
+
+    async def close(self) -> None:
+        """Let the workers, which have nothing to do, end; wait until they are gone."""
+        self.closed = True
+        self.scheduler.retire_all()
+        await self.wait_gone()
+
+    def stop(self) -> None:
+        """Stop whatever there is."""
+        self.closed = True
+        self.scheduler.stop_all()
+        error = ProcessClosedError(
+            f"pool {self.options.name!r} was closed before the call had ended"
+        )
+        for call in list(self._calls):
+            self.jobs.abandon(call)
+            call.fail(error)
+        self._calls.clear()
+        self.jobs.abandon_all()
+
+    async def wait_gone(self) -> None:
+        """Wait until all workers are gone.
+
+        :raises ProcessStuckError: if one does not go
+        """
+        while self.scheduler.workers:
+            await next(iter(self.scheduler.workers)).wait_gone()
+            await anyio.lowlevel.checkpoint()  # it is told by a callback
+
+    # --- inner workings -------------------------------------------------------------------------
+
+    async def _pickle_in_thread(self, call: tuple[Any, ...]) -> Outcome:
+        waiter = waiter_in(self.loop)
+        result: Outcome | None = None
+
+        def work() -> Outcome:
+            return dump_outcome(call, self.options)
+
+        def then(_owner: object, pickled: Outcome) -> None:
+            nonlocal result
+            result = pickled
+            waiter.wake()
+
+        owner = object()
+        self.jobs.run(owner, work, then)
+        try:
+            await waiter
+        finally:
+            self.jobs.abandon(owner)
+        assert result is not None
+        return result
+
+    async def _wait_for_change(self) -> None:
+        waiter = waiter_in(self.loop)
+        self.scheduler.on_change = waiter.wake
+        try:
+            await waiter
+        finally:
+            self.scheduler.on_change = None
+
+    def _make_worker(self, scheduler: Scheduler) -> Worker:
+        options = self.options
+        channel = WorkerChannel(
+            self._driver,
+            lambda messages: worker.on_messages(messages),
+            lambda error: worker.on_garbage(error),
+        )
+        program: Any = WorkerProgram(
+            channel.child_wire,
+            channel.child_calls,
+            channel.child_segments,
+            channel.begun,
+            options.serializer,
+            options.memory_limit,
+        )
+        process: AsyncProcess[Any] = AsyncProcess(
+            target=program,
+            args=(options.initializer, options.initargs, options.finalizer),
+            name=f"{options.name}-worker-{next(self._worker_numbers)}",
+            stop=options.stop,
+            start_method=options.start_method,
+        )
+        worker = Worker(process, scheduler, self.loop, options, self.jobs)
+        try:
+            worker.start(channel)
+        except BaseException:
+            channel.close()
+            raise
+        return worker
+
+
+def dump_outcome(call: object, options: PoolOptions) -> Outcome:
+    """Pickle a call, in a thread: what becomes of it is told, not raised."""
+    try:
+        return Value(dump(call, options.serializer))
+    except BaseException as error:
+        return Failure(error)

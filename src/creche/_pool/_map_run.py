@@ -1,0 +1,339 @@
+"""A map at work: it feeds chunks to its pool, and puts in order what comes back."""
+
+from __future__ import annotations
+
+import functools
+from collections import deque
+from collections.abc import AsyncIterable, Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import anyio
+import anyio.lowlevel
+
+from .._durations import check_timeout
+from .._errors import ProcessClosedError
+from .._loops import Waiter, waiter_in
+from .._wire._messages import size_of
+from .._wire._outcomes import Failure, Outcome, Value, cannot_pickle_call
+from .._wire._payloads import TooHeavyError, dump
+from ._calls import CallState
+from ._chunk_size import ChunkSize
+from ._chunks import Chunk, Part
+from ._engine import PoolEngine, dump_outcome
+from ._map_input import MapInput
+from ._worker import Worker
+
+# For each worker: chunks that wait or run; and those and such whose values are waiting, for one
+# before them or for the consumer.
+_RUNNING_CHUNKS = 3
+_ALL_CHUNKS = 16
+
+_MANY_WORKERS = 64  # of more, no more is thought to be busy with one map
+
+
+@dataclass(frozen=True, slots=True)
+class MapOptions:
+    """The options of :meth:`creche.ProcessPool.map`, checked; see there."""
+
+    ordered: bool
+    chunksize: int | None
+    in_flight: int | None
+    timeout: float | None
+    yields_errors: bool
+    on_progress: Callable[[int, int | None], object] | None
+
+
+def check_map_options(
+    *,
+    ordered: bool,
+    chunksize: int | Literal["auto"],
+    in_flight: int | None,
+    timeout: float | None,
+    on_error: str,
+    on_progress: Callable[[int, int | None], object] | None,
+) -> MapOptions:
+    """Check the options of :meth:`creche.ProcessPool.map`.
+
+    :raises ValueError: if one is out of its range
+    :raises TypeError: if one is of a wrong type
+    """
+    seconds = check_timeout(timeout)
+    for name, value in (("chunksize", chunksize), ("in_flight", in_flight)):
+        if value is None or (name == "chunksize" and value == "auto"):
+            continue
+        if isinstance(value, bool) or not isinstance(value, int):
+            expected = 'an integer or "auto"' if name == "chunksize" else "an integer"
+            raise TypeError(f"{name} must be {expected}, not {value!r}")
+        if value < 1:
+            raise ValueError(f"{name} must be 1 or more, not {value}")
+    if seconds is not None and chunksize not in ("auto", 1):
+        raise ValueError("a timeout is for each item, so chunksize must be 1 or left out")
+    if on_error not in ("raise", "yield"):
+        raise ValueError(f'on_error must be "raise" or "yield", not {on_error!r}')
+    if on_progress is not None and not callable(on_progress):
+        raise TypeError(f"on_progress must be callable, not {type(on_progress).__name__}")
+    fixed = None if chunksize == "auto" else chunksize
+    return MapOptions(
+        ordered=ordered,
+        chunksize=1 if seconds is not None else fixed,
+        in_flight=in_flight,
+        timeout=seconds,
+        yields_errors=on_error == "yield",
+        on_progress=on_progress,
+    )
+
+
+class MapRun:
+    """Everything in here runs in the event loop of the pool.
+
+    :param star: whether an item is the arguments, not the argument
+    """
+
+    def __init__(
+        self,
+        engine: PoolEngine,
+        func: Callable[..., Any],
+        iterables: tuple[Iterable[Any] | AsyncIterable[Any], ...],
+        options: MapOptions,
+    ) -> None:
+        self.engine = engine
+        self.timeout = options.timeout
+        self.done = 0  # items that have ended
+        self.over = False
+        self._func = func
+        self._star = len(iterables) > 1
+        self._options = options
+        self._sizes = ChunkSize(options.chunksize)
+        self._workers = int(min(engine.options.workers, _MANY_WORKERS))
+        self._taken = 0  # from the input
+        self._given_back: deque[tuple[int, list[Any]]] = deque()  # by workers
+        self._chunks: set[Chunk] = set()
+        self._parts: dict[int, Part] = {}  # that wait for one before them, by their first index
+        self._next_index = 0
+        self._ready: deque[Part] = deque()  # to be given out next
+        self._unread = 0  # items in parts that were not given out
+        self._given_out = 0  # items in the part that was
+        self._error: BaseException | None = None
+        self._waiter: Waiter | None = None
+        self._input = MapInput(engine.loop, iterables, self._room, self._on_input)
+
+    @property
+    def total(self) -> int | None:
+        return self._input.total
+
+    # --- for the consumer -----------------------------------------------------------------------
+
+    async def next_values(self) -> Iterable[Any]:
+        """Return the values of the next items, at least one.
+
+        :raises StopAsyncIteration: if there are none left
+        """
+        if self._waiter is not None:
+            raise anyio.BusyResourceError("iterating over")
+        self._given_out = 0
+        self._feed()
+        if self._ready:
+            await anyio.lowlevel.checkpoint()
+        while not self._ready:
+            if self._at_end:
+                self.over = True
+                error = self._error or self._input.error
+                if error is not None:
+                    self._error = self._input.error = None
+                    raise error
+                raise StopAsyncIteration
+            self._waiter = waiter_in(self.engine.loop)
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        part = self._ready.popleft()
+        self._unread -= len(part)
+        self._given_out = len(part)
+        self._feed()
+        return part.give_out(yields_errors=self._options.yields_errors)
+
+    async def close(self) -> None:
+        """Stop what runs; wait until it is gone. Shielded, within what the stop policy allows."""
+        workers = self.abandon()
+        with anyio.CancelScope(shield=True):
+            await self._input.wait_stopped()
+            for worker in workers:
+                await worker.wait_gone()
+
+    def abandon(self) -> list[Worker]:
+        """Stop what runs; return the workers for which there is to wait."""
+        self.over = True
+        self._ready.clear()
+        self._parts.clear()
+        self._given_back.clear()
+        self._input.stop()
+        chunks, self._chunks = self._chunks, set()
+        workers = [self.engine.call_off(chunk) for chunk in chunks]
+        self._wake()
+        return [worker for worker in workers if worker is not None]
+
+    @property
+    def _at_end(self) -> bool:
+        if self.over or (self._error is not None and not self._ready):
+            return True
+        busy = self._chunks or self._given_back or self._parts
+        return self._input.exhausted and not busy
+
+    def _wake(self) -> None:
+        if self._waiter is not None and (self._ready or self._at_end):
+            self._waiter.wake()
+
+    # --- the input ------------------------------------------------------------------------------
+
+    def _room(self) -> int:
+        """How many more items may be taken from the input."""
+        if self._options.in_flight is not None:
+            running = sum(chunk.left for chunk in self._chunks)
+            held = running + self._input.buffered + self._unread + self._given_out
+            return self._options.in_flight - held
+        return self._chunks_left() * self._sizes.next() - self._input.buffered
+
+    def _chunks_left(self) -> int:
+        chunks = len(self._chunks) + len(self._ready) + len(self._parts)
+        return self._workers * _ALL_CHUNKS - chunks
+
+    def _on_input(self) -> None:
+        self._feed()
+        self._wake()
+
+    def _feed(self) -> None:
+        """Make chunks, as long as there is room for their values and something to make them of."""
+        if self.over or self._error is not None:
+            return
+        if self.engine.closed:
+            self.break_off(
+                ProcessClosedError(
+                    f"pool {self.engine.options.name!r} was closed before the map had ended"
+                )
+            )
+            return
+        while len(self._chunks) < self._workers * _RUNNING_CHUNKS:
+            if self._given_back:
+                start, items = self._take_given_back()
+            else:
+                size = self._next_size()
+                start, items = self._taken, self._input.take(size) if size > 0 else []
+                self._taken += len(items)
+            if not items:
+                break
+            self._submit(Chunk(self, start, items))
+        self._input.tell_room()
+
+    def _take_given_back(self) -> tuple[int, list[Any]]:
+        start, items = self._given_back.popleft()
+        size = self._sizes.next()
+        if len(items) > size:
+            self._given_back.appendleft((start + size, items[size:]))
+            items = items[:size]
+        return start, items
+
+    def _next_size(self) -> int:
+        size = self._sizes.next()
+        if self._options.in_flight is None:
+            return size if self._chunks_left() > 0 else 0
+        # Some for each worker, and what is in the buffer is counted already.
+        share = -(-self._options.in_flight // (self._workers * _RUNNING_CHUNKS))
+        return min(size, share, self._room() + self._input.buffered)
+
+    # --- chunks ---------------------------------------------------------------------------------
+
+    def _submit(self, chunk: Chunk) -> None:
+        self._chunks.add(chunk)
+        options = self.engine.options
+        call = (self._func, self._star, self._sizes.budget, chunk.items)
+        try:
+            payload = dump(call, options.serializer, light=True)
+        except TooHeavyError:
+            self.engine.jobs.run(chunk, lambda: dump_outcome(call, options), self._on_pickled)
+        except BaseException as error:
+            self._on_pickled(chunk, Failure(error))
+        else:
+            self._on_pickled(chunk, Value(payload))
+
+    def _on_pickled(self, chunk: Chunk, pickled: Outcome) -> None:
+        if isinstance(pickled, Failure):
+            self._not_pickled(chunk, pickled.exception)
+            return
+        chunk.payload = pickled.value
+        self._sizes.sent(len(chunk.items), sum(map(size_of, chunk.payload.sections)))
+        chunk.seconds = self._sizes.seconds(len(chunk.items))
+        self.engine.submit(chunk)
+
+    def _not_pickled(self, chunk: Chunk, error: BaseException) -> None:
+        """Something in a chunk cannot be pickled: find out what, and send the rest."""
+        self._chunks.discard(chunk)
+        if len(chunk.items) > 1:
+            self.give_back(chunk.start, chunk.items, alone=True)
+            return
+        args = tuple(chunk.items[0]) if self._star else (chunk.items[0],)
+        failure = cannot_pickle_call(self.engine.options.name, self._func, args, error)
+        failure.__cause__ = error
+        self.add_part(Part(chunk.start, chunk.items, None, failure), 0.0)
+
+    def chunk_sent(self, chunk: Chunk) -> None:
+        if self.timeout is not None:
+            timer = functools.partial(self._time_out, chunk)
+            self.engine.call_later(self.timeout, timer)
+
+    def _time_out(self, chunk: Chunk) -> None:
+        if chunk.state is not CallState.SENT:
+            return
+        worker = self.engine.call_off(chunk)
+        if worker is None:
+            chunk.time_out()
+        else:
+            worker.handle.gone.tell(chunk.time_out, self.engine.loop)
+
+    def chunk_ended(self, chunk: Chunk) -> None:
+        self._chunks.discard(chunk)
+        self.engine.forget(chunk)
+        self._feed()
+        self._wake()
+
+    def give_back(self, start: int, items: list[Any], *, alone: bool) -> None:
+        if alone:
+            self._given_back.extend((start + i, [item]) for i, item in enumerate(items))
+        else:
+            self._given_back.append((start, items))
+
+    def break_off(self, error: BaseException) -> None:
+        if not self.over and self._error is None:
+            self._error = error
+            for chunk in list(self._chunks):
+                self.engine.call_off(chunk)
+            self._chunks.clear()
+            self._input.stop()
+            self._wake()
+
+    def add_part(self, part: Part, seconds: float) -> None:
+        if self.over:
+            return
+        number = len(part)
+        self.done += number
+        self._unread += number
+        if part.error is None:
+            self.engine.scheduler.count(done=number)
+        else:
+            self.engine.scheduler.count(failed=number)
+        if seconds:
+            self._sizes.answered(number, seconds)
+        if not self._options.ordered:
+            self._ready.append(part)
+        else:
+            self._parts[part.start] = part
+            while (following := self._parts.pop(self._next_index, None)) is not None:
+                self._ready.append(following)
+                self._next_index += len(following)
+        if self._options.on_progress is not None:
+            try:
+                self._options.on_progress(self.done, self.total)
+            except BaseException as error:
+                self.break_off(error)
+        self._wake()
