@@ -155,10 +155,10 @@ def _servers() -> set[int | None]:
     """The servers that live as long as the application: a dead one is reaped by the next start."""
     standard: Any = forkserver
     tracker: Any = resource_tracker
-    ours = _fork_server._server
+    ours = _fork_server._servers.values()
     return {
         standard._forkserver._forkserver_pid,
-        ours._forkserver_pid if ours is not None else None,
+        *(server._forkserver_pid for server in ours),
         tracker._resource_tracker._pid,
     }
 

@@ -1,8 +1,8 @@
 """How calls travel to a warm worker on Linux: whole, and so that they can be taken back.
 
-A ``SOCK_SEQPACKET`` socket keeps each message whole and gives it to whoever receives first. The pool
-holds the worker's end, too, and receives there what the worker has not begun. Elsewhere calls go
-through the wire: see :mod:`._no_call_sockets`.
+A ``SOCK_SEQPACKET`` socket keeps each message whole and gives it to whoever receives first. The
+pool holds the worker's end, too, and receives there what the worker has not begun. Elsewhere calls
+go through the wire: see :mod:`._no_call_sockets`.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class CallReceiver:
         self._connection.close()
 
 
-def call_sockets() -> tuple[CallSender, CallReceiver]:
+def call_sockets() -> tuple[CallSender, CallReceiver] | None:
     """Make the pool's end, and the worker's.
 
     :raises OSError: if there are no descriptors left

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from .._wire._framing import Buffer
 
@@ -33,11 +33,11 @@ def segment_sockets() -> tuple[SegmentSocket, SegmentSocket] | None:
     return None
 
 
-def write_segment(sections: Sequence[Sequence[Buffer]], offsets: Sequence[int]) -> NoReturn:
+def write_segment(sections: Sequence[Sequence[Buffer]], offsets: Sequence[int]) -> Segment:
     raise NotImplementedError
 
 
-def buffer_in_segment(segment: Segment, offset: int, size: int) -> NoReturn:
+def buffer_in_segment(segment: Segment, offset: int, size: int) -> memoryview:
     raise NotImplementedError
 
 

@@ -143,7 +143,7 @@ class SegmentSocket:
             sock.detach()
 
 
-def segment_sockets() -> tuple[SegmentSocket, SegmentSocket]:
+def segment_sockets() -> tuple[SegmentSocket, SegmentSocket] | None:
     """Make the parent's end, which never blocks, and the child's.
 
     :raises OSError: if there are no descriptors left

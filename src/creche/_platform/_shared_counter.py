@@ -6,18 +6,18 @@ import mmap
 import os
 import sys
 import tempfile
-import uuid
 from typing import Any
 
 _SIZE = mmap.PAGESIZE
 
 if sys.platform == "win32":
+    import secrets
 
     class SharedCounter:
         """Memory with a name, which is gone when the last process has closed it."""
 
         def __init__(self, name: str | None = None) -> None:
-            self._name = f"creche-{uuid.uuid4().hex}" if name is None else name
+            self._name = f"creche-{secrets.token_hex(16)}" if name is None else name
             self._memory = mmap.mmap(-1, _SIZE, tagname=self._name)
             self.cell: memoryview = memoryview(self._memory).cast("Q")
             """Holds the number at index 0."""

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 
 from .._multiprocessing import context
 from ._missed_signals import SignalThread
-from ._windows_job import lift_own_memory_limit, limit_own_memory
 
 assert sys.platform == "win32" or not TYPE_CHECKING
+
+from ._windows_job import lift_own_memory_limit, limit_own_memory
 
 DEFAULT_START_METHOD = "spawn"
 

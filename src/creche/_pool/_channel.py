@@ -92,20 +92,13 @@ def driver_for(loop: EventLoop, watcher: Watcher) -> Driver:
 class WorkerChannel:
     """Sends calls, and hands on the answers.
 
-    :param on_messages: called in the event loop with what came
-    :param on_garbage: called there with the reason where it was no message
     :raises OSError: if there are no descriptors left
     """
 
-    def __init__(
-        self,
-        driver: Driver,
-        on_messages: Callable[[list[Message]], None],
-        on_garbage: Callable[[BadFrameError], None],
-    ) -> None:
+    def __init__(self, driver: Driver) -> None:
         self._driver = driver
-        self._on_messages = on_messages
-        self._on_garbage = on_garbage
+        self._on_messages: Callable[[list[Message]], None]
+        self._on_garbage: Callable[[BadFrameError], None]
         self._reader = AnswerReader()
         self._broken = False
         with contextlib.ExitStack() as undo:
@@ -142,8 +135,18 @@ class WorkerChannel:
         """Whether the worker can be sent calls ahead, and they can be taken back."""
         return self._calls is not None
 
-    def open(self) -> None:
-        """Begin to receive."""
+    def open(
+        self,
+        on_messages: Callable[[list[Message]], None],
+        on_garbage: Callable[[BadFrameError], None],
+    ) -> None:
+        """Begin to receive.
+
+        :param on_messages: called in the event loop with what came
+        :param on_garbage: called there with the reason where it was no message
+        """
+        self._on_messages = on_messages
+        self._on_garbage = on_garbage
         self._driver.attach(self.wire, self._receive)
 
     def send_large(self, header: bytes, payload: Iterable[Buffer]) -> bool:

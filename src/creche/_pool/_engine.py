@@ -15,6 +15,7 @@ from .._errors import ProcessClosedError, ProcessStartError, ProcessStateError
 from .._loops import EventLoop, current_loop, post, waiter_in
 from .._process import AsyncProcess
 from .._runtime import runtime
+from .._start_methods import preload_in_server
 from .._wire._outcomes import Failure, Outcome, Value, cannot_pickle_call
 from .._wire._payloads import Payload, TooHeavyError, dump
 from ._calls import PoolCall
@@ -211,27 +212,26 @@ class PoolEngine:
 
     def _make_worker(self, scheduler: Scheduler) -> Worker:
         options = self.options
-        channel = WorkerChannel(
-            self._driver,
-            lambda messages: worker.on_messages(messages),
-            lambda error: worker.on_garbage(error),
-        )
+        number = next(self._worker_numbers)
+        channel = WorkerChannel(self._driver)
         program: Any = WorkerProgram(
             channel.child_wire,
             channel.child_calls,
             channel.child_segments,
             channel.begun,
-            options.serializer,
-            options.memory_limit,
+            serializer=options.serializer,
+            memory_limit=options.memory_limit,
+            preload=options.preload,
         )
         process: AsyncProcess[Any] = AsyncProcess(
             target=program,
             args=(options.initializer, options.initargs, options.finalizer),
-            name=f"{options.name}-worker-{next(self._worker_numbers)}",
+            name=f"{options.name}-worker-{number}",
             stop=options.stop,
             start_method=options.start_method,
         )
-        worker = Worker(process, scheduler, self.loop, options, self.jobs)
+        preload_in_server(process._handle.process, options.preload)
+        worker = Worker(number, process, scheduler, self.loop, options, self.jobs)
         try:
             worker.start(channel)
         except BaseException:

@@ -12,8 +12,9 @@ from .._stop_policy import StopPolicy
 from .._wire._outcomes import Failure
 from ._calls import CallState, PoolCall
 from ._options import PoolOptions
-from ._statistics import PoolStatistics, WorkerStatistics
+from ._statistics import PoolStatistics
 from ._worker import Worker, WorkerState
+from ._worker_statistics import statistics_of
 
 _AHEAD_CALLS = 64
 
@@ -206,31 +207,14 @@ class Scheduler:
             self.on_change()
 
     def statistics(self) -> PoolStatistics:
-        workers = tuple(
-            WorkerStatistics(
-                name=worker.process.name,
-                pid=worker.handle.pid,
-                state=_describe(worker),
-                tasks=worker.tasks,
-                seconds_busy=worker.seconds_busy,
-            )
-            for worker in sorted(self.workers, key=lambda worker: worker.handle.pid or 0)
-        )
-        states = [worker.state for worker in workers]
-        running = states.count("busy")
-        waiting = sum(max(0, len(worker.calls) - 1) for worker in self.workers)
-        return PoolStatistics(
-            workers_alive=len(states) - states.count("ending"),
-            workers_starting=states.count("starting"),
-            workers_idle=states.count("idle"),
-            workers_busy=running,
-            calls_queued=len(self._queue) - self._called_off + waiting,
-            calls_running=running,
-            calls_done=self._done,
-            calls_failed=self._failed,
-            calls_cancelled=self._cancelled,
+        """Return how things are just now."""
+        return statistics_of(
+            self.workers,
+            queued=len(self._queue) - self._called_off,
+            done=self._done,
+            failed=self._failed,
+            cancelled=self._cancelled,
             restarts=self._restarts,
-            workers=workers,
         )
 
     def count(self, *, done: int = 0, failed: int = 0) -> None:
@@ -379,12 +363,6 @@ class Scheduler:
             self._checking_idle = True
             wait = self._options.max_idle - (now - self._idle[0].begun)
             self._call_later(max(0.0, wait), self._check_idle)
-
-
-def _describe(worker: Worker) -> str:
-    if worker.state is WorkerState.READY:
-        return "busy" if worker.calls else "idle"
-    return "starting" if worker.state is WorkerState.STARTING else "ending"
 
 
 def _cannot_start(options: PoolOptions, error: BaseException | None) -> ProcessStartError:

@@ -10,37 +10,31 @@ from typing import Any, Protocol
 from .. import _failures
 from .._errors import ProcessDied, WorkerMemoryError
 from .._loops import EventLoop, post
-from .._platform import Segment, write_segment
+from .._platform import Segment
 from .._process import AsyncProcess
 from .._stop_policy import StopPolicy
 from .._wire._framing import BadFrameError, Buffer, Frame, FrameKind
 from .._wire._messages import (
-    BUFFERS,
     HEAVY,
-    INLINE_BYTES,
     LAST,
     LEAVING,
     SEGMENT,
     Message,
     lengths_in,
-    offsets_of,
     pack_call,
     sections_of,
     size_of,
-    table_of,
 )
 from .._wire._outcomes import Failure, Outcome, Value, cannot_unpickle, decode
 from .._wire._payloads import load, loader
 from ._calls import CallState, PoolCall, Unbegun
 from ._channel import WorkerChannel
+from ._large_calls import COPY_IN_LOOP_BYTES, LargeCallSender
 from ._options import PoolOptions
-from ._serving import load_sections, load_segment
+from ._segment_payloads import load_sections, load_segment
 from ._thread_jobs import ThreadJobs
 
 _VALUE = int(FrameKind.VALUE)  # compared with each message: comparing an enum takes longer
-
-# Copying that takes longer than a millisecond is not for an event loop.
-_COPY_IN_LOOP_BYTES = 1024 * 1024
 
 
 class WorkerState(enum.Enum):
@@ -71,18 +65,20 @@ class Worker:
 
     Everything in here runs in the event loop of the pool.
 
+    :param number: which worker of the pool it is
     :param process: the process, not started
-    :param channel: the connection
     """
 
     def __init__(
         self,
+        number: int,
         process: AsyncProcess[Any],
         listener: WorkerListener,
         loop: EventLoop,
         options: PoolOptions,
         jobs: ThreadJobs,
     ) -> None:
+        self.number = number
         self.process = process
         self.channel: WorkerChannel
         self.state = WorkerState.STARTING
@@ -100,8 +96,7 @@ class Worker:
         self._serializer = options.serializer
         self._load = loader(options.serializer)
         self._jobs = jobs
-        self._large: PoolCall | None = None
-        self._writing = False
+        self._large_calls: LargeCallSender
         self._garbage: BadFrameError | None = None
 
     @property
@@ -111,7 +106,7 @@ class Worker:
     @property
     def accepts_ahead(self) -> bool:
         """Whether a call can be sent while others are on their way, and be taken back."""
-        return self.channel.can_take_back and self._large is None
+        return self.channel.can_take_back and self._large_calls.call is None
 
     def start(self, channel: WorkerChannel) -> None:
         """Begin to start the process.
@@ -119,11 +114,12 @@ class Worker:
         :raises ProcessStartError: if that cannot even be begun
         """
         self.channel = channel
+        self._large_calls = LargeCallSender(channel, self._jobs, self.stop)
         self.process._asked_for_outcome = True  # its pool deals with how it ends
         self.process._begin()
         handle = self.handle
         handle.on_forget = lambda: channel.forget(child_exists=handle.launched.is_set())
-        channel.open()
+        channel.open(self.on_messages, self.on_garbage)
         handle.launched.tell(lambda: post(self._loop, self._on_launched), None)
         handle.gone.tell(lambda: channel.drain_dead(self._on_gone), None)
 
@@ -139,8 +135,7 @@ class Worker:
         if message is None or not self.channel.send(message):
             if self.calls:
                 return False  # what is large could not be taken back; or there is no room now
-            self._large = call
-            if not self._send_large(call):
+            if not self._large_calls.send(call):
                 return False
         call.state = CallState.SENT
         if not self.calls:
@@ -151,53 +146,10 @@ class Worker:
         call.sent()
         return True
 
-    def _send_large(self, call: PoolCall) -> bool:
-        sections = call.payload.sections
-        size = sum(map(size_of, sections))
-        if size <= INLINE_BYTES or self.channel.segments is None:
-            return self._send_inline(call)
-        if size > _COPY_IN_LOOP_BYTES:
-            self._writing = True
-            self._jobs.run(call, lambda: self._write(call), self._on_written)
-            return True
-        return self._send_segment(call, self._write(call))
-
-    def _write(self, call: PoolCall) -> Segment | None:
-        sections = call.payload.sections
-        try:
-            return write_segment(sections, offsets_of(list(map(size_of, sections))))
-        except OSError:  # no shared memory left: the wire will do
-            return None
-
-    def _on_written(self, call: PoolCall, segment: Segment | None) -> None:
-        self._writing = False
-        if not self._send_segment(call, segment):
-            self.stop()  # it is unknown what it has got
-
-    def _send_segment(self, call: PoolCall, segment: Segment | None) -> bool:
-        if segment is None:
-            return self._send_inline(call)
-        assert self.channel.segments is not None
-        try:
-            self.channel.segments.send(segment)
-        except OSError:  # nobody is there to receive it
-            return True
-        table = table_of(call.payload.sections)
-        return self.channel.send(pack_call(call.kind, SEGMENT, len(table)) + table)
-
-    def _send_inline(self, call: PoolCall) -> bool:
-        sections = call.payload.sections
-        flags = 0
-        if len(sections) > 1:
-            sections = [[table_of(sections)], *sections]
-            flags = BUFFERS
-        pieces: list[Buffer] = [piece for section in sections for piece in section]
-        return self.channel.send_large(pack_call(call.kind, flags, size_of(pieces)), pieces)
-
     def take_back(self) -> list[PoolCall]:
         """Take back the calls that the worker has not begun; they are queued again then."""
-        if not self.calls or not self.channel.can_take_back or self._large is not None:
-            return []  # a large call is sent to a worker that has no other
+        if not self.calls or not self.accepts_ahead:
+            return []
         taken = [self.calls.pop() for _ in range(self.channel.take_back())]
         self.assigned -= len(taken)
         taken.reverse()
@@ -211,9 +163,7 @@ class Worker:
 
         :return: whether the worker had to be stopped for that
         """
-        if self._writing and self._large is call:  # nothing of it has been sent yet
-            self._writing = False
-            self._jobs.abandon(call)
+        if self._large_calls.withdraw(call):
             self.tasks -= 1
             self._finished(self.calls.popleft())
             return False
@@ -310,7 +260,7 @@ class Worker:
             except (OSError, EOFError) as error:  # no descriptor left: ours, or for it
                 call.deliver(number, last, seconds, self._cannot_unpickle(error))
                 return
-        if flags & HEAVY or _bytes_in(payload, segment) > _COPY_IN_LOOP_BYTES:
+        if flags & HEAVY or _bytes_in(payload, segment) > COPY_IN_LOOP_BYTES:
             self._jobs.run(
                 call,
                 lambda: self._decode(message, segment),
@@ -358,8 +308,7 @@ class Worker:
 
     def _finished(self, call: PoolCall, seconds: float = 0.0) -> None:
         """The worker is done with the call."""
-        if self._large is call:
-            self._large = None
+        self._large_calls.done(call)
         self.tasks += 1
         self.seconds_busy += seconds
         self.load = self.load - call.seconds if self.calls else 0.0
@@ -376,9 +325,8 @@ class Worker:
         unbegun = [self.calls.pop() for _ in range(min(unread, len(self.calls)))]
         unbegun.reverse()
         running, self.calls = list(self.calls), deque()
-        if self._writing and self._large is not None:
-            self._jobs.abandon(self._large)
-            unbegun, running = running, []  # of the only one, nothing has been sent
+        if running and self._large_calls.withdraw(running[0]):
+            unbegun, running = running, []
         for call in unbegun:
             call.state = CallState.QUEUED
         self._listener.worker_gone(self, unbegun)

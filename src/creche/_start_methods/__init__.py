@@ -19,30 +19,33 @@ if sys.platform == "win32":
     from ._windows_popen import (
         PROCESS_TYPES,
         abort_start,
-        forget_fork_server,
+        forget_fork_servers,
         leave_fork_server,
         own_started,
+        preload_in_server,
         start,
     )
 else:
     from ._posix_start import (
         PROCESS_TYPES,
         abort_start,
-        forget_fork_server,
+        forget_fork_servers,
         leave_fork_server,
         own_started,
+        preload_in_server,
         start,
     )
 
 __all__ = [
     "abort_start",
     "check_start_method",
-    "forget_fork_server",
+    "forget_fork_servers",
     "forget_process",
     "leave_fork_server",
     "main_module_settings",
     "make_process",
     "own_started",
+    "preload_in_server",
     "start",
     "start_method_of",
 ]

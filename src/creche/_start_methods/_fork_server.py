@@ -31,10 +31,14 @@ _BACKEND_MODULES = ("anyio._backends._asyncio", "anyio._backends._trio")
 
 
 class PreloadingForkServer(forkserver.ForkServer):
-    """Passes what the preload module has to know through the environment of the server."""
+    """Passes what the preload module has to know through the environment of the server.
 
-    def __init__(self) -> None:
+    :param modules: names of modules that it imports besides the main module
+    """
+
+    def __init__(self, modules: tuple[str, ...] = ()) -> None:
         super().__init__()
+        self._modules = modules
         self._forkserver_address: str | None
         self._forkserver_alive_fd: int | None
         self._forkserver_pid: int | None
@@ -102,34 +106,40 @@ class PreloadingForkServer(forkserver.ForkServer):
             "application": os.getpid(),
             "lifeline": self._lifeline.path,
             "main": surroundings | main_module_settings(),
-            "modules": [module for module in _BACKEND_MODULES if module in sys.modules],
+            "modules": [
+                *(module for module in _BACKEND_MODULES if module in sys.modules),
+                *self._modules,
+            ],
         }
 
 
-_server: PreloadingForkServer | None = None
+_servers: dict[tuple[str, ...], PreloadingForkServer] = {}
 
 
-def fork_server() -> PreloadingForkServer:
-    """Return this process's fork server, which is started when the first child is asked for."""
-    global _server
-    if _server is None:
-        _server = PreloadingForkServer()
-    return _server
+def fork_server(modules: tuple[str, ...] = ()) -> PreloadingForkServer:
+    """Return this process's fork server, which is started when the first child is asked for.
+
+    :param modules: names of modules that it imports besides the main module. There is a server for
+        each set of them, because one that runs, and has children, can be told nothing any more
+    """
+    if modules not in _servers:
+        _servers[modules] = PreloadingForkServer(modules)
+    return _servers[modules]
 
 
-def forget_fork_server() -> None:
-    """In a fork of the application: start over with a server of its own."""
-    global _server
-    if _server is not None:
-        _server.forget()
-        _server = None
+def forget_fork_servers() -> None:
+    """In a fork of the application: start over with servers of its own."""
+    for server in _servers.values():
+        server.forget()
+    _servers.clear()
 
 
-def kill_fork_server() -> None:
-    """Kill a server that does not answer: the next child is started from a new one."""
-    if _server is not None and _server._forkserver_pid is not None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(_server._forkserver_pid, signal.SIGKILL)
+def kill_fork_servers() -> None:
+    """Kill servers that do not answer: the next child is started from a new one."""
+    for server in _servers.values():
+        if server._forkserver_pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(server._forkserver_pid, signal.SIGKILL)
 
 
 def leave_fork_server() -> None:

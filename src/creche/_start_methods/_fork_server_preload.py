@@ -42,7 +42,7 @@ def prepare_server() -> None:
     with _dying_with(settings["application"], settings["lifeline"], address):
         _import_main(settings["main"])
     for module in settings["modules"]:
-        with contextlib.suppress(ImportError):
+        with contextlib.suppress(Exception):  # the child that needs it will report it
             importlib.import_module(module)
     reset_signals()  # the main module may have installed handlers
     # Objects that the collector never touches stay on pages that parent and children share.

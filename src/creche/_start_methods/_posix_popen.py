@@ -210,7 +210,8 @@ class ForkServerPopen(OwnedPopen):
     def _launch(self, process_obj: BaseProcess) -> None:
         preparation = pickle_preparation(self, process_obj)
         _check_descriptors_left(6)  # connect_to_new_process leaks some when it runs out of them
-        sentinel, parent_w = fork_server().request_child(self._fds)
+        server = fork_server(getattr(process_obj, "server_modules", ()))
+        sentinel, parent_w = server.request_child(self._fds)
         self._keep(sentinel, parent_w)
         with open(parent_w, "wb", closefd=False) as pipe:
             pipe.write(preparation)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import multiprocessing.context
 import sys
+from collections.abc import Sequence
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
 assert sys.platform != "win32" or not TYPE_CHECKING
 
-from ._fork_server import forget_fork_server, kill_fork_server, leave_fork_server
+from ._fork_server import forget_fork_servers, kill_fork_servers, leave_fork_server
 from ._posix_popen import (
     ForkPopen,
     ForkServerPopen,
@@ -22,9 +23,10 @@ from ._posix_popen import (
 __all__ = [
     "PROCESS_TYPES",
     "abort_start",
-    "forget_fork_server",
+    "forget_fork_servers",
     "leave_fork_server",
     "own_started",
+    "preload_in_server",
     "start",
 ]
 
@@ -39,6 +41,7 @@ class SpawnProcess(multiprocessing.context.SpawnProcess):
 
 class ForkServerProcess(multiprocessing.context.ForkServerProcess):
     imports_main_later = True
+    server_modules: tuple[str, ...] = ()
 
 
 PROCESS_TYPES: dict[str, Any] = {
@@ -69,6 +72,12 @@ def start(process: Any, method: str) -> OwnedPopen:
     return process._popen  # type: ignore[no-any-return]
 
 
+def preload_in_server(process: BaseProcess, modules: Sequence[str]) -> None:
+    """Have modules imported by the process that ``process`` will be a fork of, if there is one."""
+    if isinstance(process, ForkServerProcess):
+        process.server_modules = tuple(sorted(set(modules)))
+
+
 def own_started(process: BaseProcess) -> OwnedPopen:
     """Take over a process that ``multiprocessing`` started."""
     return own_popen(process)
@@ -77,4 +86,4 @@ def own_started(process: BaseProcess) -> OwnedPopen:
 def abort_start(method: str) -> None:
     """Make a start that hangs in another thread fail, where that is possible."""
     if method == "forkserver":
-        kill_fork_server()
+        kill_fork_servers()

@@ -21,6 +21,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from multiprocessing import popen_spawn_win32
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any, cast
@@ -210,7 +211,11 @@ def abort_start(method: str) -> None:
     """Make a start that hangs in another thread fail, where that is possible: not here."""
 
 
-def forget_fork_server() -> None:
+def preload_in_server(process: BaseProcess, modules: Sequence[str]) -> None:
+    """There is no server: a process imports modules itself."""
+
+
+def forget_fork_servers() -> None:
     """There is none."""
 
 

@@ -7,7 +7,7 @@ import pickle
 from collections import ChainMap
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 from .._multiprocessing import reduction
 from ._framing import Buffer, Section
@@ -39,12 +39,13 @@ class Payload:
     heavy: bool
 
 
+_REDUCERS: Any = ChainMap(reduction.ForkingPickler._extra_reducers, copyreg.dispatch_table)
+
+
 class _Pickler(pickle.Pickler):
     """Knows the types that ``multiprocessing`` can send, without a table for each pickle."""
 
-    dispatch_table: ClassVar[Any] = ChainMap(
-        reduction.ForkingPickler._extra_reducers, copyreg.dispatch_table
-    )
+    dispatch_table = _REDUCERS
 
 
 class _Writer:
@@ -81,7 +82,7 @@ def dump(obj: object, serializer: Serializer | None, *, light: bool = False) -> 
     _Pickler(writer, 5, True, buffers.append).dump(obj)
     sections: list[Section] = [writer.pieces]
     if buffers:
-        sections += [[buffer.raw()] for buffer in buffers]
+        sections.extend([buffer.raw()] for buffer in buffers)
     return Payload(sections, heavy=len(writer.pieces) > _LIGHT_PIECES)
 
 

@@ -1,0 +1,64 @@
+"""Calling functions in a worker, plain ones and async ones."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import anyio
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+
+from .._child import ChildContext
+from .._stop_request import StopRequested
+
+
+class Caller:
+    """Calls functions, plain ones and async ones, which share one event loop.
+
+    The loop runs in a thread of its own, from the first async function on, as what they make (a
+    session, a connection) belongs to it and may live longer than a call.
+    """
+
+    def __init__(self, context: ChildContext, stack: contextlib.ExitStack) -> None:
+        self._context = context
+        self._stack = stack
+        self._portal: BlockingPortal | None = None
+
+    def call(self, func: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        value = func(*args)
+        return self.await_value(value) if inspect.iscoroutine(value) else value
+
+    def call_at_end(self, func: Callable[[], Any]) -> None:
+        """Call the function that cleans up, which a request to stop does not interrupt."""
+        value = func()
+        if inspect.iscoroutine(value):
+            self._open_portal().call(_await, value)
+
+    def await_value(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Run a coroutine in the event loop. A request to stop cancels it."""
+        portal = self._open_portal()
+        scope = portal.call(anyio.CancelScope)
+        with self._context.stop.reacting(lambda: portal.start_task_soon(scope.cancel)):
+            stopped, value = portal.call(_await_in_scope, scope, coroutine)
+        if stopped:
+            raise StopRequested
+        return value
+
+    def _open_portal(self) -> BlockingPortal:
+        if self._portal is None:
+            self._portal = self._stack.enter_context(start_blocking_portal(self._context.backend))
+        return self._portal
+
+
+async def _await(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    return await coroutine
+
+
+async def _await_in_scope(
+    scope: anyio.CancelScope, coroutine: Coroutine[Any, Any, Any]
+) -> tuple[bool, Any]:
+    with scope:
+        return False, await coroutine
+    return True, None

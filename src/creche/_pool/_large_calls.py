@@ -1,0 +1,104 @@
+"""Calls that are too large for one message."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .._platform import Segment, write_segment
+from .._wire._framing import Buffer
+from .._wire._messages import (
+    BUFFERS,
+    INLINE_BYTES,
+    SEGMENT,
+    offsets_of,
+    pack_call,
+    size_of,
+    table_of,
+)
+from ._calls import PoolCall
+from ._channel import WorkerChannel
+from ._thread_jobs import ThreadJobs
+
+# Copying that takes longer than a millisecond is not for an event loop.
+COPY_IN_LOOP_BYTES = 1024 * 1024
+
+
+class LargeCallSender:
+    """Sends large calls to one worker, through shared memory where there is such a thing.
+
+    One at a time, to a worker that has no other: what is sent of such a call cannot be taken back.
+
+    :param on_failed: called where a call was sent in part and cannot be finished
+    """
+
+    def __init__(
+        self, channel: WorkerChannel, jobs: ThreadJobs, on_failed: Callable[[], object]
+    ) -> None:
+        self.call: PoolCall | None = None  # that the worker has, or is to have
+        self._channel = channel
+        self._jobs = jobs
+        self._on_failed = on_failed
+        self._writing = False
+
+    def send(self, call: PoolCall) -> bool:
+        """Begin to send a call; return whether that could be begun."""
+        sections = call.payload.sections
+        size = sum(map(size_of, sections))
+        self.call = call
+        if size <= INLINE_BYTES or self._channel.segments is None:
+            begun = self._send_inline(call)
+        elif size <= COPY_IN_LOOP_BYTES:
+            begun = self._send_segment(call, _write(call))
+        else:
+            begun = self._writing = True
+            self._jobs.run(call, lambda: _write(call), self._on_written)
+        if not begun:
+            self.call = None
+        return begun
+
+    def withdraw(self, call: PoolCall) -> bool:
+        """Do not send a call, if nothing of it has been sent yet; return whether that is so."""
+        if not self._writing or self.call is not call:
+            return False
+        self._writing = False
+        self.call = None
+        self._jobs.abandon(call)
+        return True
+
+    def done(self, call: PoolCall) -> None:
+        """The worker is done with a call."""
+        if self.call is call:
+            self.call = None
+
+    def _on_written(self, call: PoolCall, segment: Segment | None) -> None:
+        self._writing = False
+        if not self._send_segment(call, segment):
+            self._on_failed()
+
+    def _send_segment(self, call: PoolCall, segment: Segment | None) -> bool:
+        if segment is None:
+            return self._send_inline(call)
+        assert self._channel.segments is not None
+        try:
+            self._channel.segments.send(segment)
+        except OSError:  # nobody is there to receive it
+            return True
+        table = table_of(call.payload.sections)
+        return self._channel.send(pack_call(call.kind, SEGMENT, len(table)) + table)
+
+    def _send_inline(self, call: PoolCall) -> bool:
+        sections = call.payload.sections
+        flags = 0
+        if len(sections) > 1:
+            sections = [[table_of(sections)], *sections]
+            flags = BUFFERS
+        pieces: list[Buffer] = [piece for section in sections for piece in section]
+        return self._channel.send_large(pack_call(call.kind, flags, size_of(pieces)), pieces)
+
+
+def _write(call: PoolCall) -> Segment | None:
+    sections = call.payload.sections
+    try:
+        return write_segment(sections, offsets_of(list(map(size_of, sections))))
+    except OSError:  # no shared memory left: the wire will do
+        return None

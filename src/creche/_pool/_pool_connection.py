@@ -1,0 +1,164 @@
+"""A worker's connection to its pool, as the worker sees it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .._errors import WorkerMemoryError
+from .._platform import (
+    CallReceiver,
+    ChildWire,
+    SegmentSocket,
+    lift_memory_limit,
+    write_segment,
+)
+from .._stop_request import StopRequested
+from .._wire._framing import Buffer, FrameKind, Section
+from .._wire._messages import (
+    BUFFERS,
+    CALL_HEADER_BYTES,
+    HEAVY,
+    INLINE_BYTES,
+    LAST,
+    LEAVING,
+    SEGMENT,
+    offsets_of,
+    pack_answer,
+    sections_of,
+    size_of,
+    table_of,
+)
+from .._wire._outcomes import bad_value_message, exception_message, failure_message
+from .._wire._payloads import Payload, Serializer, dump, load
+from ._segment_payloads import load_segment
+
+
+class PoolConnection:
+    """The worker's connection to its pool."""
+
+    def __init__(
+        self,
+        wire: ChildWire,
+        calls: CallReceiver | None,
+        segments: SegmentSocket | None,
+        serializer: Serializer | None,
+        memory_limit: int | None,
+    ) -> None:
+        self.serializer = serializer
+        self.out_of_memory = False
+        """Whether a call has run into the memory limit: the worker serves no other."""
+        self._wire = wire
+        self._calls = calls
+        self._segments = segments
+        self._memory_limit = memory_limit
+
+    def receive_call(self) -> memoryview | bytes:
+        """Wait for the next call; nothing when the pool has closed the connection."""
+        if self._calls is not None:
+            return self._calls.receive()
+        return self._wire.receive_exactly(CALL_HEADER_BYTES)
+
+    def receive_large(self, flags: int, payload: memoryview | bytes, size: int) -> Any:
+        """Receive the rest of a call, of which the payload has ``size`` bytes; unpickle it."""
+        pieces: list[Buffer] = [bytes(payload)] if payload else []
+        missing = size - len(payload)
+        while missing:
+            piece = self._wire.receive_exactly(min(missing, INLINE_BYTES))
+            if not piece:
+                raise EOFError("the pool closed the connection in the middle of a call")
+            pieces.append(piece)
+            missing -= len(piece)
+        if not flags & SEGMENT:
+            return load(sections_of(pieces, flags), self.serializer)
+        assert self._segments is not None
+        return load_segment(self._segments.receive(), pieces, self.serializer)
+
+    def send_empty(self, kind: int) -> None:
+        self._wire.write(pack_answer(kind, 0, 0.0, 0))
+
+    def send_report(
+        self, kind: int, sections: list[Section], flags: int, seconds: float = 0.0
+    ) -> None:
+        self._send(kind, Payload(sections, heavy=False), flags, seconds)
+
+    def check_memory(self, error: BaseException) -> bool:
+        """Return whether ``error`` says that the memory limit was reached."""
+        if self._memory_limit is not None and isinstance(error, MemoryError):
+            if not self.out_of_memory:
+                self.out_of_memory = True
+                lift_memory_limit()  # telling it takes memory, too
+            return True
+        return False
+
+    def send_bad_call(self, error: Exception) -> None:
+        """Say that a call could not be unpickled."""
+        if self.check_memory(error):
+            self.send_exception(error, LAST)
+        else:
+            self.send_report(*failure_message(FrameKind.BAD_CALL, error), LAST)
+
+    def send_exception(self, error: BaseException, flags: int, seconds: float = 0.0) -> None:
+        if self.check_memory(error):
+            assert self._memory_limit is not None
+            error = WorkerMemoryError(self._memory_limit).with_traceback(error.__traceback__)
+            flags |= LEAVING
+        message = exception_message(error, lambda obj: dump(obj, self.serializer).sections)
+        self.send_report(*message, flags, seconds)
+
+    def send_value(self, value: object, seconds: float) -> None:
+        try:
+            payload = dump(value, self.serializer)
+        except BaseException as error:
+            self._send_bad_value(value, error, LAST, seconds)
+        else:
+            self._send(FrameKind.VALUE, payload, LAST, seconds)
+
+    def send_values(self, values: list[Any], flags: int, seconds: float) -> None:
+        """Answer for the next items of a chunk."""
+        try:
+            payload = dump(values, self.serializer)
+        except BaseException as error:
+            if len(values) == 1 or isinstance(error, StopRequested):
+                self._send_bad_value(values[0], error, flags, seconds)
+                return
+            # One of them it is: each on its own.
+            for value in values[:-1]:
+                self.send_values([value], 0, seconds / len(values))
+            self.send_values(values[-1:], flags, seconds / len(values))
+        else:
+            self._send(FrameKind.VALUES, payload, flags, seconds)
+
+    def _send_bad_value(
+        self, value: object, error: BaseException, flags: int, seconds: float
+    ) -> None:
+        if isinstance(error, StopRequested):
+            raise error
+        if self.check_memory(error):
+            self.send_exception(error, flags, seconds)
+        else:
+            self.send_report(*bad_value_message(value, error), flags, seconds)
+
+    def _send(self, kind: int, payload: Payload, flags: int, seconds: float) -> None:
+        sections = payload.sections
+        size = sum(map(size_of, sections))
+        if payload.heavy:
+            flags |= HEAVY
+        if size > INLINE_BYTES and self._segments is not None:
+            try:
+                segment = write_segment(sections, offsets_of(list(map(size_of, sections))))
+            except OSError:  # no memory of that kind left
+                pass
+            else:
+                self._segments.send(segment)
+                table = table_of(sections)
+                self._wire.write(pack_answer(kind, flags | SEGMENT, seconds, len(table)) + table)
+                return
+        if len(sections) > 1:
+            sections = [[table_of(sections)], *sections]
+            size += size_of(sections[0])
+            flags |= BUFFERS
+        header = pack_answer(kind, flags, seconds, size)
+        if size <= INLINE_BYTES:
+            self._wire.write(header + b"".join(piece for section in sections for piece in section))
+        else:
+            self._wire.send([header, *(piece for section in sections for piece in section)])
