@@ -69,13 +69,12 @@ class ChunkRun:
         self._begun[0] = 0  # whoever reads another number knows that it is of the chunk that runs
 
     def _run_until(self, deadline: float) -> float:
-        """Run items until there is a reason to answer; return what time it is."""
+        """Run items, one at least, until there is a reason to answer; return what time it is."""
         clock, func, begun = time.perf_counter, self._func, self._begun
         items, values, done = self._items, self._values, self._done
         append = values.append
         now, block = clock(), 1
-        # An error is told at once: a worker that dies does not take it with it.
-        while now < deadline and done < len(items) and not self._errors:
+        while True:
             last, start = now, len(values)
             try:
                 for item in items[done : done + block]:
@@ -90,10 +89,12 @@ class ChunkRun:
             if CoroutineType in map(type, values[start:]):
                 self._await_from(start)
             now = clock()
+            # An error is told at once: a worker that dies does not take it with it.
+            if now > deadline or done == len(items) or self._errors:
+                self._done = done
+                return now
             # Looking at the clock takes as long as a tiny item does.
             block = min(2 * block, self._max_block) if now - last < _SHORT else 1
-        self._done = done
-        return now
 
     def _await_from(self, start: int) -> None:
         """Put the values of coroutines in their places."""
