@@ -76,6 +76,7 @@ class CallReceiver:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection  # owns the descriptor
+        self._socket: socket.socket | None = None
         self._buffer = bytearray()
         self._in_vain = 0
 
@@ -88,18 +89,13 @@ class CallReceiver:
 
         It is empty at the end.
         """
-        if not self._buffer:
-            self._buffer = bytearray(CALL_HEADER_BYTES + INLINE_BYTES)
-            self._view = memoryview(self._buffer)
-            descriptor = os.dup(self._connection.fileno())
-            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, descriptor)
         begin = time.perf_counter()
         size = self._expect(begin) if self._in_vain < _TRIES_IN_VAIN else None
         if size is None:
             size = self._receive(0)
             if time.perf_counter() - begin < _EXPECTED_WITHIN:
                 self._in_vain = 0
-        return self._view[:size]
+        return memoryview(self._buffer)[:size]
 
     def _expect(self, begin: float) -> int | None:
         """Look for a message that comes soon."""
@@ -116,14 +112,20 @@ class CallReceiver:
                 return size
 
     def _receive(self, flags: int) -> int:
+        if self._socket is None:  # no use for one in the pool
+            self._buffer = bytearray(CALL_HEADER_BYTES + INLINE_BYTES)
+            descriptor = os.dup(self._connection.fileno())
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, descriptor)
         try:
             return self._socket.recv_into(self._buffer, 0, flags)
         except ConnectionResetError:
             return 0
 
     def close(self) -> None:
-        """In the pool, when the worker has its own."""
+        """Close this end: in the pool, when the worker has its own; in the worker, at its end."""
         self._connection.close()
+        if self._socket is not None:
+            self._socket.close()
 
 
 def call_sockets() -> tuple[CallSender, CallReceiver] | None:

@@ -33,7 +33,7 @@ _numbers = itertools.count(1)
 
 
 def open_pool(
-    workers: int | None = None,
+    workers: float | None = None,
     *,
     min_workers: int = 0,
     spares: int | None = None,
@@ -52,7 +52,8 @@ def open_pool(
     """Return a :class:`ProcessPool`, to be used in ``async with``.
 
     :param workers: how many processes may run calls at once; by default as many as there are CPUs
-        that this process may use. They are started when there are calls for them
+        that this process may use, and with ``math.inf`` as many as there are calls. They are
+        started when there are calls for them
     :param min_workers: how many processes to start at once and to keep ready. ``async with`` waits
         for them
     :param spares: how many processes to start ahead, beyond those that are busy. By default none;
@@ -111,13 +112,11 @@ class ProcessPool:
         self._maybe_engine: PoolEngine | None = None
 
     async def __aenter__(self) -> ProcessPool:
-        if self._maybe_engine is not None:
-            raise ProcessStateError(f"pool {self._options.name!r} was opened before")
-        self._maybe_engine = PoolEngine(self._options)
+        self._open()
         try:
-            await self._maybe_engine.wait_ready()
-        except BaseException as error:
-            await self.__aexit__(type(error), error, error.__traceback__)
+            await self._engine.wait_ready()
+        except BaseException:
+            await self._stop()
             raise
         return self
 
@@ -133,9 +132,7 @@ class ProcessPool:
                 await engine.wait_for_calls()
                 await engine.close()
         finally:
-            engine.stop()
-            with anyio.CancelScope(shield=True):
-                await engine.wait_gone()
+            await self._stop()
 
     @overload
     async def run(
@@ -331,6 +328,17 @@ class ProcessPool:
         return self._engine.scheduler.statistics()
 
     # --- inner workings -------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        if self._maybe_engine is not None:
+            raise ProcessStateError(f"pool {self._options.name!r} was opened before")
+        self._maybe_engine = PoolEngine(self._options)
+
+    async def _stop(self) -> None:
+        """Stop whatever there is, and wait until it is gone, within what the policy allows."""
+        self._engine.stop()
+        with anyio.CancelScope(shield=True):
+            await self._engine.wait_gone()
 
     @property
     def _engine(self) -> PoolEngine:

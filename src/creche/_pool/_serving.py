@@ -54,6 +54,8 @@ class WorkerProgram(ChildProgram):
         """:param args: the initializer, its arguments, and its counterpart"""
         initializer, initargs, finalizer = args
         with contextlib.ExitStack() as stack:
+            if self._calls is not None:
+                stack.callback(self._calls.close)
             caller = Caller(context, stack)
             if self._memory_limit is not None:
                 limit_memory(self._memory_limit)
