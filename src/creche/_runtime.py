@@ -44,6 +44,8 @@ class Runtime:
         self.starter = WorkerThreads("creche-starter", limit=1)
         self.picklers = WorkerThreads("creche-pickler", limit=2)
         self.live: set[LiveProcess] = set()
+        self.forgotten = False
+        """Whether this process is a fork of the one that all this belongs to."""
 
     def stop_all(self) -> None:
         """At the end of the interpreter: leave no child behind. Blocks.
@@ -58,6 +60,7 @@ class Runtime:
 
     def forget(self) -> None:
         """In a fork of this process: close our copies of what the parent uses."""
+        self.forgotten = True
         forget_fork_servers()
         self.lifeline.close()
         self.watcher.forget()

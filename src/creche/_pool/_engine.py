@@ -12,12 +12,12 @@ import anyio
 import anyio.lowlevel
 
 from .._errors import ProcessClosedError, ProcessStartError, ProcessStateError
-from .._loops import EventLoop, current_loop, post, waiter_in
+from .._loops import EventLoop, current_loop, is_current, post, waiter_in
 from .._process import AsyncProcess
 from .._runtime import runtime
 from .._start_methods import preload_in_server
 from .._wire._outcomes import Failure, Outcome, Value, cannot_pickle_call
-from .._wire._payloads import Payload, TooHeavyError, dump
+from .._wire._payloads import Payload, TooHeavyError, dump, dumps_plain, is_plain
 from ._calls import PoolCall
 from ._channel import WorkerChannel, driver_for
 from ._options import PoolOptions
@@ -58,21 +58,21 @@ class PoolEngine:
         :raises ProcessClosedError: if the pool is closed
         :raises ProcessStateError: if it belongs to another event loop or process
         """
-        self.check_loop()
+        self.check_place()
         if self.closed:
             raise ProcessClosedError(f"pool {self.options.name!r} is closed")
 
-    def check_loop(self) -> None:
+    def check_place(self) -> None:
         """Check that the caller runs in the event loop of the pool.
 
         :raises ProcessStateError: if it does not
         """
-        if self._owner_pid != os.getpid():
+        if self._runtime.forgotten:
             raise ProcessStateError(
                 f"pool {self.options.name!r} belongs to the process with pid {self._owner_pid},"
                 " not to this one"
             )
-        if self.loop is not current_loop():
+        if not is_current(self.loop):
             raise ProcessStateError(
                 f"pool {self.options.name!r} belongs to another event loop: the one in which it"
                 " was opened"
@@ -103,9 +103,12 @@ class PoolEngine:
 
         :raises SerializationError: if something cannot be pickled
         """
+        serializer = self.options.serializer
         call = func, args
         try:
-            return dump(call, self.options.serializer, light=True)
+            if serializer is None and is_plain(args):
+                return Payload([[dumps_plain(call)]], heavy=False)
+            return dump(call, serializer, light=True)
         except TooHeavyError:
             pickled = await self._pickle_in_thread(call)
         except BaseException as error:
@@ -115,18 +118,19 @@ class PoolEngine:
             raise cannot_pickle_call(self.options.name, func, args, reason) from reason
         return pickled.value  # type: ignore[no-any-return]
 
-    def call_later(self, seconds: float, callback: Callable[[], object]) -> None:
-        """Call back in the event loop after some seconds, if the pool is still there.
+    def call_later(self, seconds: float, method: Callable[[], object]) -> None:
+        """Call a bound method in the event loop after some seconds, if its object is still there.
 
         Where the event loop was closed without the pool, the workers are stopped.
         """
         watcher, loop = self._runtime.watcher, self.loop
-        engine = weakref.ref(self)
+        callback: Any = weakref.WeakMethod(method)
+        scheduler = weakref.ref(self.scheduler)
 
         def call() -> None:
-            pool = engine()
-            if pool is not None and not post(loop, callback):
-                pool.scheduler.stop_all()
+            bound, orphaned = callback(), scheduler()
+            if bound is not None and not post(loop, bound) and orphaned is not None:
+                orphaned.stop_all()
 
         def start_timer() -> None:
             watcher.call_later(seconds, call)

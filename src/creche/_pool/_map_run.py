@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections import deque
 from collections.abc import AsyncIterable, Callable, Iterable
 from dataclasses import dataclass
@@ -17,9 +16,9 @@ from .._loops import Waiter, waiter_in
 from .._wire._messages import size_of
 from .._wire._outcomes import Failure, Outcome, Value, cannot_pickle_call
 from .._wire._payloads import TooHeavyError, dump
-from ._calls import CallState
 from ._chunk_size import ChunkSize
 from ._chunks import Chunk, Part
+from ._deadlines import Deadlines
 from ._engine import PoolEngine, dump_outcome
 from ._map_input import MapInput
 from ._worker import Worker
@@ -114,6 +113,9 @@ class MapRun:
         self._ready: deque[Part] = deque()  # to be given out next
         self._unread = 0  # items in parts that were not given out
         self._given_out = 0  # items in the part that was
+        self._deadlines: Deadlines[Chunk] | None = None
+        if options.timeout is not None:
+            self._deadlines = Deadlines(options.timeout, engine.call_later, self._time_out)
         self._error: BaseException | None = None
         self._waiter: Waiter | None = None
         self._input = MapInput(engine.loop, iterables, self._room, self._on_input)
@@ -278,13 +280,10 @@ class MapRun:
         self.add_part(Part(chunk.start, chunk.items, None, failure), 0.0)
 
     def chunk_sent(self, chunk: Chunk) -> None:
-        if self.timeout is not None:
-            timer = functools.partial(self._time_out, chunk)
-            self.engine.call_later(self.timeout, timer)
+        if self._deadlines is not None:
+            self._deadlines.add(chunk)
 
     def _time_out(self, chunk: Chunk) -> None:
-        if chunk.state is not CallState.SENT:
-            return
         worker = self.engine.call_off(chunk)
         if worker is None:
             chunk.time_out()
@@ -292,10 +291,15 @@ class MapRun:
             worker.handle.gone.tell(chunk.time_out, self.engine.loop)
 
     def chunk_ended(self, chunk: Chunk) -> None:
-        self._chunks.discard(chunk)
-        self.engine.forget(chunk)
+        self._forget(chunk)
         self._feed()
         self._wake()
+
+    def _forget(self, chunk: Chunk) -> None:
+        self._chunks.discard(chunk)
+        self.engine.forget(chunk)
+        if self._deadlines is not None:
+            self._deadlines.discard(chunk)
 
     def give_back(self, start: int, items: list[Any], *, alone: bool) -> None:
         if alone:

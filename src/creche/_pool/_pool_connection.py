@@ -29,7 +29,7 @@ from .._wire._messages import (
     table_of,
 )
 from .._wire._outcomes import bad_value_message, exception_message, failure_message
-from .._wire._payloads import Payload, Serializer, dump, load
+from .._wire._payloads import Payload, Serializer, dump, dumps_plain, is_plain, load
 from ._segment_payloads import load_segment
 
 
@@ -106,6 +106,10 @@ class PoolConnection:
         self.send_report(*message, flags, seconds)
 
     def send_value(self, value: object, seconds: float) -> None:
+        if self.serializer is None and is_plain((value,)):
+            data = dumps_plain(value)
+            self._wire.write(pack_answer(FrameKind.VALUE, LAST, seconds, len(data)) + data)
+            return
         try:
             payload = dump(value, self.serializer)
         except BaseException as error:

@@ -14,7 +14,7 @@ from .._errors import ProcessStateError, ProcessTimeout
 from .._loops import waiter_in
 from .._stop_policy import StopPolicy
 from .._wire._outcomes import Failure
-from .._wire._payloads import Serializer, dump
+from .._wire._payloads import Serializer
 from ._calls import CallState, PoolCall, what_runs
 from ._engine import PoolEngine
 from ._map import ProcessMap
@@ -181,10 +181,7 @@ class ProcessPool:
             return await self._run_within(timeout, func, args)
         engine = self._engine
         engine.check_usable()
-        try:
-            payload = dump((func, args), self._options.serializer, light=True)
-        except BaseException:  # too heavy for the event loop, or not to be pickled
-            payload = await engine.pickle(func, args)
+        payload = await engine.pickle(func, args)
         waiter = waiter_in(engine.loop)
         call = PoolCall(payload, what_runs(func), waiter.wake)
         try:

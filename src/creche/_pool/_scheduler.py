@@ -154,8 +154,6 @@ class Scheduler:
             worker.stop(policy)
 
     def worker_ready(self, worker: Worker) -> None:
-        self._start_failures = 0
-        self.start_error = None
         self._idle.append(worker)
         self._feed()
         self._check_idle_later()
@@ -168,6 +166,8 @@ class Scheduler:
             if seconds < call.seconds < _UNKNOWN:
                 seconds = 0.8 * call.seconds + 0.2 * seconds
             self._learn(call.what, seconds)
+        self._start_failures = 0
+        self.start_error = None
         if worker.state is WorkerState.READY and not worker.calls:
             if worker.assigned >= self._options.max_tasks_per_worker:
                 self._retire(worker)
@@ -185,7 +185,7 @@ class Scheduler:
         if worker in self._idle:
             self._idle.remove(worker)
 
-    def worker_gone(self, worker: Worker, unbegun: list[PoolCall]) -> None:
+    def worker_gone(self, worker: Worker, unbegun: list[PoolCall], *, running: bool) -> None:
         self.worker_ending(worker)
         self.workers.discard(worker)
         for call in reversed(unbegun):
@@ -197,7 +197,8 @@ class Scheduler:
             else:
                 self._queue.appendleft(call)
         if self._open:
-            if not worker.was_ready:
+            of_no_use = not worker.tasks and not running and not worker.handle.stop_requested
+            if not worker.was_ready or (of_no_use and not worker.retired):
                 self._start_failed(worker.handle.outcome)
             elif not worker.retired:
                 self._restarts += 1
@@ -308,25 +309,28 @@ class Scheduler:
         waiting += sum(max(0, len(worker.calls) - 1) for worker in self._alive)
         starting = sum(worker.state is WorkerState.STARTING for worker in self._alive)
         spare = len(self._idle) + starting
-        wanted = max(
-            options.min_workers - len(self._alive),
-            options.spares - spare,
-            waiting - spare,
-        )
+        wanted = waiting - spare
+        if self.start_error is None:  # or else this would go on for ever
+            kept = max(options.min_workers - len(self._alive), options.spares - spare)
+            wanted = max(wanted, kept)
         for _ in range(int(min(wanted, room))):
             try:
                 worker = self._make_worker(self)
             except (OSError, ProcessStartError) as error:
-                self._start_failed(Failure(error))
+                self._start_failed(Failure(error), at_once=True)
                 return
             self.workers.add(worker)
             self._alive.add(worker)
 
-    def _start_failed(self, outcome: object) -> None:
+    def _start_failed(self, outcome: object, *, at_once: bool = False) -> None:
+        """A worker has not come to serve.
+
+        :param at_once: whether there is no point in trying again
+        """
         self._start_failures += 1
         error = outcome.exception if isinstance(outcome, Failure) else None
-        told = error is not None and not isinstance(error, ProcessError)
-        if told or self._start_failures >= _MAX_START_FAILURES:
+        told = error is not None and not isinstance(error, ProcessError)  # by the initializer
+        if at_once or told or self._start_failures >= _MAX_START_FAILURES:
             self._start_failures = 0
             self.start_error = _cannot_start(self._options, error)
             if not self.ready_workers:

@@ -56,8 +56,12 @@ class WorkerListener(Protocol):
     def worker_ending(self, worker: Worker) -> None:
         """``worker`` serves no more calls."""
 
-    def worker_gone(self, worker: Worker, unbegun: list[PoolCall]) -> None:
-        """``worker`` has ended; ``unbegun`` it had not begun."""
+    def worker_gone(self, worker: Worker, unbegun: list[PoolCall], *, running: bool) -> None:
+        """``worker`` has ended.
+
+        :param unbegun: calls that it had not begun
+        :param running: whether it ran one
+        """
 
 
 class Worker:
@@ -329,7 +333,7 @@ class Worker:
             unbegun, running = running, []
         for call in unbegun:
             call.state = CallState.QUEUED
-        self._listener.worker_gone(self, unbegun)
+        self._listener.worker_gone(self, unbegun, running=bool(running))
         for call in running:
             call.died(self._death(), begun_items if call is running[0] else 0)
 
