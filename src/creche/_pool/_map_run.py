@@ -108,6 +108,7 @@ class MapRun:
         self._taken = 0  # from the input
         self._given_back: deque[tuple[int, list[Any]]] = deque()  # by workers
         self._chunks: set[Chunk] = set()
+        self._stopping: list[Worker] = []  # because of the map
         self._parts: dict[int, Part] = {}  # that wait for one before them, by their first index
         self._next_index = 0
         self._ready: deque[Part] = deque()  # to be given out next
@@ -171,10 +172,16 @@ class MapRun:
         self._parts.clear()
         self._given_back.clear()
         self._input.stop()
-        chunks, self._chunks = self._chunks, set()
-        workers = [self.engine.call_off(chunk) for chunk in chunks]
+        self._call_off_chunks()
         self._wake()
-        return [worker for worker in workers if worker is not None]
+        return self._stopping
+
+    def _call_off_chunks(self) -> None:
+        chunks, self._chunks = self._chunks, set()
+        for chunk in chunks:
+            worker = self.engine.call_off(chunk)
+            if worker is not None:
+                self._stopping.append(worker)
 
     @property
     def _at_end(self) -> bool:
@@ -310,9 +317,7 @@ class MapRun:
     def break_off(self, error: BaseException) -> None:
         if not self.over and self._error is None:
             self._error = error
-            for chunk in list(self._chunks):
-                self.engine.call_off(chunk)
-            self._chunks.clear()
+            self._call_off_chunks()
             self._input.stop()
             self._wake()
 

@@ -291,13 +291,18 @@ class Scheduler:
         if call.seconds > limit:
             return None
         best, least = None, limit
+        # One that has not got on for so long runs something of which nobody knows how long it will.
+        recent = time.monotonic() - limit
         for worker in self._alive:
-            if worker.load < least and len(worker.calls) < _AHEAD_CALLS and worker.accepts_ahead:
+            if (
+                worker.load < least
+                and worker.begun > recent
+                and len(worker.calls) < _AHEAD_CALLS
+                and worker.accepts_ahead
+                and worker.assigned < self._options.max_tasks_per_worker
+            ):
                 best, least = worker, worker.load
-        if best is None or best.assigned >= self._options.max_tasks_per_worker:
-            return None
-        # It was to be done with the first by now: if it is not, nobody knows how long it will take.
-        return best if time.monotonic() - best.begun < limit else None
+        return best
 
     def _grow(self) -> None:
         """Start the workers that there is something to do for, or that are to be kept ready."""

@@ -110,7 +110,11 @@ class Worker:
     @property
     def accepts_ahead(self) -> bool:
         """Whether a call can be sent while others are on their way, and be taken back."""
-        return self.channel.can_take_back and self._large_calls.call is None
+        return (
+            self.state is WorkerState.READY
+            and self.channel.can_take_back
+            and self._large_calls.call is None
+        )
 
     def start(self, channel: WorkerChannel) -> None:
         """Begin to start the process.
@@ -152,7 +156,7 @@ class Worker:
 
     def take_back(self) -> list[PoolCall]:
         """Take back the calls that the worker has not begun; they are queued again then."""
-        if not self.calls or not self.accepts_ahead:
+        if not self.calls or not self.channel.can_take_back or self._large_calls.call is not None:
             return []
         taken = [self.calls.pop() for _ in range(self.channel.take_back())]
         self.assigned -= len(taken)
