@@ -1,6 +1,7 @@
-"""Measure, print, and renew ``docs/benchmarks.md`` and its plot.
+"""Measure, print, and renew ``docs/benchmarks.md`` and its plots.
 
-python -m benchmarks [--quick] [--only cold stall cancel scale] [--no-docs]
+python -m benchmarks [cold warm ...] [--quick] [--no-docs]
+python -m benchmarks soak [CALLS]
 """
 
 from __future__ import annotations
@@ -11,41 +12,68 @@ import os
 import platform
 import sys
 import warnings
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import _cancel, _cold, _report, _scale, _stall
+from benchmarks import (
+    _cancel,
+    _cold,
+    _large,
+    _map,
+    _report,
+    _scale,
+    _soak,
+    _stall,
+    _throughput,
+    _warm,
+    _warm_cancel,
+)
 from benchmarks._measuring import Table
 
 ROOT = Path(__file__).parent.parent
-SUITES = ("cold", "stall", "cancel", "scale")
+SUITES: dict[str, Callable[[int], Iterable[Table]]] = {
+    "cold": lambda rounds: (
+        _cold.measure(rounds),
+        _cold.measure_with_heavy_main(max(3, rounds // 2)),
+    ),
+    "stall": lambda rounds: _stall.measure(max(3, rounds // 3)),
+    "cancel": _cancel.measure,
+    "scale": lambda rounds: _scale.measure(),
+    "warm": lambda rounds: [_warm.measure(max(3, rounds // 4))],
+    "throughput": lambda rounds: [_throughput.measure(max(3, rounds // 4))],
+    "map": lambda rounds: _map.measure(max(3, rounds // 5)),
+    "large": lambda rounds: _large.measure(max(3, rounds // 4)),
+    "warm-stall": lambda rounds: [_stall.measure_warm(max(3, rounds // 5))],
+    "warm-cancel": lambda rounds: _warm_cancel.measure(max(3, rounds // 3)),
+}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    warnings.simplefilter("ignore")  # of peers that fork with threads, and the like
+    if sys.argv[1:2] == ["soak"]:
+        sys.exit(_soak.main(sys.argv[2:]))
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Measure creche and its peers side by side.",
+        epilog="`python -m benchmarks soak` looks for leaks instead.",
+    )
+    parser.add_argument(
+        "suites", nargs="*", metavar="SUITE", help=f"of {', '.join(SUITES)}; by default all"
+    )
     parser.add_argument("--quick", action="store_true", help="fewer rounds")
-    parser.add_argument("--only", nargs="+", choices=SUITES, default=SUITES)
     parser.add_argument("--no-docs", action="store_true", help="print only")
     options = parser.parse_args()
-    warnings.simplefilter("ignore")  # of peers that fork with threads, and the like
+    if unknown := set(options.suites) - set(SUITES):
+        parser.error(f"no such suite: {', '.join(sorted(unknown))}")
 
     rounds = 5 if options.quick else 25
     tables: list[Table] = []
-
-    def add(*new: Table) -> None:
-        for table in new:
+    for suite in options.suites or SUITES:
+        for table in SUITES[suite](rounds):
             tables.append(table)
             show(table)
-
-    if "cold" in options.only:
-        add(_cold.measure(rounds), _cold.measure_with_heavy_main(max(3, rounds // 2)))
-    if "stall" in options.only:
-        add(*_stall.measure(max(3, rounds // 3)))
-    if "cancel" in options.only:
-        add(*_cancel.measure(rounds))
-    if "scale" in options.only:
-        add(*_scale.measure())
-    if not options.no_docs and set(options.only) == set(SUITES):
+    if not options.no_docs and not options.suites:
         write(tables)
 
 
@@ -66,9 +94,9 @@ def write(tables: list[Table]) -> None:
     }
     (ROOT / "benchmarks" / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     (ROOT / "docs" / "benchmarks.md").write_text(_report.page(results))
-    (ROOT / "docs" / "_static" / "benchmarks.svg").write_text(
-        _report.plot(results["tables"][0]["rows"], results["tables"][0]["title"])
-    )
+    for table in tables:
+        if table.plot:
+            (ROOT / "docs" / "_static" / f"{table.plot}.svg").write_text(_report.plot(table))
 
 
 if __name__ == "__main__":

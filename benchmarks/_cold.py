@@ -171,6 +171,7 @@ def measure(rounds: int) -> Table:
                 ),
             },
         ),
+        plot="benchmarks",
     )
     table.rows.append(
         Row(

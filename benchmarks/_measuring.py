@@ -29,6 +29,8 @@ class Table:
     title: str
     about: str
     rows: list[Row] = field(default_factory=list)
+    plot: str = ""
+    """The name of the file with its plot, if it has one."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from html import escape
 from typing import Any
+
+from ._measuring import Table
 
 WIDTH, BAR, GAP, LABEL = 860, 18, 8, 380
 
@@ -19,13 +20,16 @@ def page(results: dict[str, Any]) -> str:
         " shared and noisy: the ratios mean more than the milliseconds. `make bench` measures them"
         " on yours.",
         "",
-        "```{image} _static/benchmarks.svg",
-        ":alt: A call in a fresh process, creche and its peers, on a logarithmic scale",
-        "```",
-        "",
     ]
     for table in results["tables"]:
         lines += [f"## {table['title']}", "", table["about"], ""]
+        if table["plot"]:
+            lines += [
+                f"```{{image}} _static/{table['plot']}.svg",
+                f":alt: {table['title']}, creche and its peers, on a logarithmic scale",
+                "```",
+                "",
+            ]
         has_ratio = any(row["ratio"] is not None for row in table["rows"])
         heads = ["", "figure", *(["ratio"] if has_ratio else []), "target", "met"]
         lines += [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
@@ -44,11 +48,12 @@ def figure(row: dict[str, Any]) -> str:
     return f"{text} {row['unit']}".strip()
 
 
-def plot(rows: Iterable[dict[str, Any]], title: str) -> str:
+def plot(table: Table) -> str:
     """Draw bars on a logarithmic scale, as an SVG that is legible in light and dark."""
-    bars = [row for row in rows if row["unit"] == "ms"]
-    low = 10 ** math.floor(math.log10(min(row["value"] for row in bars)))
-    high = 10 ** math.ceil(math.log10(max(row["value"] for row in bars)))
+    unit = table.rows[0].unit
+    bars = [row for row in table.rows if row.unit == unit]
+    low = 10 ** math.floor(math.log10(min(row.value for row in bars)))
+    high = 10 ** math.ceil(math.log10(max(row.value for row in bars)))
     span = WIDTH - LABEL - 70
 
     def x(value: float) -> float:
@@ -60,24 +65,24 @@ def plot(rows: Iterable[dict[str, Any]], title: str) -> str:
         ' font-family="system-ui, sans-serif" font-size="13">',
         "<style>text{fill:#333}.axis{stroke:#8888}.peer{fill:#8a94a6}.ours{fill:#0a7f6f}"
         "@media(prefers-color-scheme:dark){text{fill:#ddd}.ours{fill:#2dc4ad}}</style>",
-        f'<text x="10" y="22" font-size="15" font-weight="600">{escape(title)}</text>',
+        f'<text x="10" y="22" font-size="15" font-weight="600">{escape(table.title)}</text>',
     ]
     bottom = 40 + len(bars) * (BAR + GAP)
     tick = low
     while tick <= high:
         parts.append(
             f'<line class="axis" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="36" y2="{bottom}"/>'
-            f'<text x="{x(tick):.1f}" y="{bottom + 18}" text-anchor="middle">{tick:g} ms</text>'
+            f'<text x="{x(tick):.1f}" y="{bottom + 18}" text-anchor="middle">{tick:g} {unit}</text>'
         )
         tick *= 10
     for number, row in enumerate(bars):
         y = 40 + number * (BAR + GAP)
-        kind = "ours" if row["name"].startswith("creche") else "peer"
+        kind = "ours" if row.name.startswith("creche") else "peer"
         parts.append(
-            f'<text x="{LABEL - 8}" y="{y + 14}" text-anchor="end">{escape(row["name"])}</text>'
-            f'<rect class="{kind}" x="{LABEL}" y="{y}" width="{x(row["value"]) - LABEL:.1f}"'
+            f'<text x="{LABEL - 8}" y="{y + 14}" text-anchor="end">{escape(row.name)}</text>'
+            f'<rect class="{kind}" x="{LABEL}" y="{y}" width="{x(row.value) - LABEL:.1f}"'
             f' height="{BAR}" rx="2"/>'
-            f'<text x="{x(row["value"]) + 6:.1f}" y="{y + 14}">{row["value"]:.1f}</text>'
+            f'<text x="{x(row.value) + 6:.1f}" y="{y + 14}">{row.value:.1f}</text>'
         )
     parts.append("</svg>")
     return "\n".join(parts) + "\n"

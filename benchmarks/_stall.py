@@ -18,6 +18,7 @@ import anyio.to_process
 import creche
 
 from ._measuring import Row, Table, in_turn
+from ._pools import ANYIO, EXECUTOR, Call, creche_pools, measuring
 from ._work import noop, payload
 
 PERIOD = 0.001
@@ -27,30 +28,30 @@ MIB = 1024 * 1024
 
 def longest_gap(backend: str, func: Callable[[], Awaitable[object]]) -> Callable[[], float]:
     """Return what measures by how many seconds a tick came late while ``func`` ran."""
+    return lambda: anyio.run(longest_gap_during, func, backend=backend)
 
-    async def main() -> float:
-        longest = 0.0
 
-        async def tick() -> None:
-            nonlocal longest
-            before = time.perf_counter()
-            while True:
-                await anyio.sleep(PERIOD)
-                now = time.perf_counter()
-                longest = max(longest, now - before - PERIOD)
-                before = now
+async def longest_gap_during(func: Callable[[], Awaitable[object]]) -> float:
+    longest = 0.0
 
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(tick)
-            await anyio.sleep(0.01)
-            result = await func()
-            # The ticker sees the end, but not the release of a large result.
-            await anyio.sleep(0.01)
-            tasks.cancel_scope.cancel()
-        del result
-        return longest
+    async def tick() -> None:
+        nonlocal longest
+        before = time.perf_counter()
+        while True:
+            await anyio.sleep(PERIOD)
+            now = time.perf_counter()
+            longest = max(longest, now - before - PERIOD)
+            before = now
 
-    return lambda: anyio.run(main, backend=backend)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(tick)
+        await anyio.sleep(0.01)
+        result = await func()
+        # The ticker sees the end, but not the release of a large result.
+        await anyio.sleep(0.01)
+        tasks.cancel_scope.cancel()
+    del result
+    return longest
 
 
 async def creche_twenty() -> None:
@@ -175,3 +176,19 @@ def measure(rounds: int) -> list[Table]:
     )
     del ballast
     return tables
+
+
+async def longest_gap_of_large_result(call: Call) -> float:
+    return await longest_gap_during(partial(call, payload, 256 * MIB))
+
+
+def measure_warm(rounds: int) -> Table:
+    return table(
+        "Loop stall while 256 MiB come back from a warm worker",
+        "The same from a worker that has served calls before.",
+        {
+            pool.name: measuring(pool, 1, longest_gap_of_large_result)
+            for pool in (*creche_pools(), EXECUTOR, ANYIO)
+        },
+        rounds,
+    )

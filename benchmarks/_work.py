@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 def noop() -> None:
@@ -31,3 +36,23 @@ def busy_and_deaf() -> None:
 
 def payload(size: int) -> bytes:
     return b"x" * size
+
+
+def pid_after(seconds: float) -> int:
+    time.sleep(seconds)
+    return os.getpid()
+
+
+def same(value: T) -> T:
+    return value
+
+
+async def call_in_coroutine(func: Callable[..., T], *args: Any) -> T:
+    """For pools that take nothing but coroutine functions."""
+    return func(*args)
+
+
+def nap(seconds: float) -> None:
+    """Sleep; not at all for 0 seconds."""
+    if seconds:
+        time.sleep(seconds)

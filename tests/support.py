@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import faulthandler
 import functools
+import gc
 import itertools
 import os
 import resource
@@ -32,7 +33,9 @@ from typing import Any, NoReturn
 
 import anyio
 
-from creche import ProcessDied, from_process
+from creche import PoolStatistics, ProcessDied, ProcessPool, from_process
+from creche._pool._serving import PoolConnection
+from creche._wire._messages import LAST, pack_answer
 
 TIMEOUT = 60.0
 """Seconds that every wait of the tests may take: far more than any needs."""
@@ -116,6 +119,17 @@ def wait_until_gone(pid: int, timeout: float = TIMEOUT) -> bool:
         os.close(pidfd)
 
 
+async def until(pool: ProcessPool, condition: Callable[[PoolStatistics], bool]) -> PoolStatistics:
+    """Wait until the statistics of a pool, of which nobody is told, are such."""
+    try:
+        with anyio.fail_after(TIMEOUT):
+            while not condition(statistics := pool.statistics()):
+                await anyio.sleep(0.002)
+    except TimeoutError:
+        raise TimeoutError(f"in the end: {pool.statistics()}") from None
+    return statistics
+
+
 def _readable(descriptor: int, timeout: float) -> bool:
     poller = select.poll()
     poller.register(descriptor, select.POLLIN)
@@ -135,6 +149,10 @@ def open_descriptors() -> Iterator[int]:
 
 def double(number: int) -> int:
     return 2 * number
+
+
+def call(func: Callable[..., Any], *args: Any) -> Any:
+    return func(*args)
 
 
 def payload(size: int) -> bytes:
@@ -539,6 +557,18 @@ def die_while_sending() -> NoReturn:
     os._exit(0)
 
 
+def die_while_answering() -> NoReturn:
+    """In a worker of a pool: end in the middle of the answer to a call."""
+    write_to_pool(pack_answer(VALUE_FRAME, LAST, 0.0, 1000) + b"only the beginning")
+    os._exit(0)
+
+
+def write_to_pool(data: bytes) -> None:
+    """In a worker: write to the wire over which it answers, and to no other."""
+    (connection,) = (obj for obj in gc.get_objects() if isinstance(obj, PoolConnection))
+    connection._wire.write(data)
+
+
 def announce_enormous_result() -> None:
     """Begin a result that says to be larger than any memory, and return normally."""
     _write_to_sockets(_frame_header(1 << 62))
@@ -647,6 +677,143 @@ def steal_socket_pair() -> str:
     pairs = [socket.socketpair() for _ in range(8)]
     del pairs
     return "cannot be told"
+
+
+# --- calls of a pool ------------------------------------------------------------------------------
+
+
+def append_line(path: str, text: object) -> None:
+    """Leave a trace of a call: a line in a file, whole whoever else writes there."""
+    with open(path, "ab", buffering=0) as file:
+        file.write(f"{text}\n".encode())
+
+
+def note(path: str, number: int) -> int:
+    """Note down that the call ran."""
+    append_line(path, number)
+    return number
+
+
+def note_or_die(path: str, deadly: tuple[int, ...], number: int) -> int:
+    """Note down that the call ran; some numbers end the process."""
+    append_line(path, number)
+    if number in deadly:
+        os._exit(3)
+    return number
+
+
+def note_and_die_when_told(path: str, ready: str, gate: str) -> None:
+    append_line(path, "deadly")
+    announce(ready)
+    with open(gate) as file:
+        file.read()
+    os._exit(3)
+
+
+def note_pid(path: str, number: int) -> int:
+    append_line(path, os.getpid())
+    if number % 5 == 4:
+        os._exit(3)
+    return number
+
+
+def wait_for_gate(ready: str, gate: str) -> str:
+    announce(ready)
+    with open(gate) as file:
+        file.read()
+    return "went through"
+
+
+class WaitsOnUnpickling:
+    """Announces that it is being unpickled, and never is."""
+
+    def __init__(self, ready: str) -> None:
+        self._ready = ready
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return announce_then, (self._ready, wait_for_ever)
+
+
+class DiesInWorkers:
+    """Ends a process that unpickles it, other than the one that it comes from."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os._exit, (4,)
+
+
+class WaitsOnPickling:
+    def __init__(self, ready: str) -> None:
+        self._ready = ready
+
+    def __reduce__(self) -> NoReturn:
+        announce_then(self._ready, wait_for_ever)
+        raise AssertionError("unreachable")
+
+
+class GrowsOnPickling:
+    """Takes no memory to speak of before it is pickled."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return bytes, (bytes(self._size),)
+
+
+class GrowsOnUnpickling:
+    """Takes no memory to speak of before it is unpickled."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return bytes, (self._size,)
+
+
+def allocate(size: int) -> int:
+    return len(bytearray(size))
+
+
+def allocate_array(size: int) -> int:
+    import numpy as np
+
+    return int(np.ones(size, dtype=np.uint8).nbytes)
+
+
+# --- initializers ---------------------------------------------------------------------------------
+
+
+def note_and_exit(path: str) -> NoReturn:
+    append_line(path, os.getpid())
+    os._exit(3)
+
+
+def fail_at_first(path: str, times: int) -> None:
+    """Fail in the first workers, of however many that call this one after the other."""
+    append_line(path, os.getpid())
+    if len(Path(path).read_text().splitlines()) <= times:
+        raise ValueError("not yet")
+
+
+def fail_but_once(path: str) -> None:
+    """Fail in all workers but the first."""
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        raise ValueError("one is enough") from None
+
+
+def die_when_ready(path: str) -> None:
+    """Have the worker end when it has said that it is ready."""
+    append_line(path, os.getpid())
+
+    def die(_: PoolConnection) -> NoReturn:
+        os._exit(6)
+
+    PoolConnection.receive_call = die  # type: ignore[method-assign]
 
 
 # --- creche within creche -------------------------------------------------------------------------

@@ -6,16 +6,18 @@ import functools
 import multiprocessing
 import os
 import socket
+import threading
 import time
 from multiprocessing.connection import Connection
 from typing import Any
 
 import anyio
 import numpy.typing as npt
-from support import announce
+from support import RefusesUnpickling, announce
 
 import creche
 from creche import from_process
+from creche._loops import current_loop
 
 
 def add(left: int, right: int = 0, *, extra: int = 0) -> int:
@@ -194,3 +196,110 @@ class OwnRun(multiprocessing.Process):
 
 add_three = functools.partial(add, 3, extra=100)
 add_three_async = functools.partial(add_async, 3, extra=100)
+
+
+# --- in the workers of a pool ---------------------------------------------------------------------
+
+_worker_state: dict[str, Any] = {"initialized": 0}
+
+
+def initialize(value: Any) -> None:
+    _worker_state["value"] = value
+    _worker_state["initialized"] += 1
+
+
+async def initialize_async(value: Any) -> None:
+    await is_loop_of_first_call()
+    initialize(value)
+
+
+def recall() -> tuple[Any, int]:
+    """What the initializer was given, and how often it has run."""
+    return _worker_state["value"], _worker_state["initialized"]
+
+
+async def announce_async(path: str, text: object = None) -> None:
+    await anyio.sleep(0)
+    announce(path, text)
+
+
+async def is_loop_of_first_call() -> bool:
+    loop = current_loop()
+    await anyio.sleep(0)
+    return _worker_state.setdefault("loop", loop) is loop
+
+
+def wait_for_file_if(condition: bool, ready: str, path: str) -> int:
+    """Return at once, or run until a file exists."""
+    if condition:
+        wait_for_file(ready, path)
+    return os.getpid()
+
+
+async def wait_for_file_async(ready: str, path: str) -> str:
+    announce(ready)
+    while not os.path.exists(path):
+        await anyio.sleep(0.005)
+    return "seen"
+
+
+def coroutine_if_odd(number: int) -> Any:
+    return add_async(number, 100) if number % 2 else number + 100
+
+
+def fail_if(bad: Any, value: Any) -> Any:
+    if value == bad:
+        raise LookupError(f"{value!r} is bad")
+    return value
+
+
+def wait_if(number: int, ready: str, value: int) -> int:
+    if value == number:
+        wait_for_ever(ready)
+    return value
+
+
+def wait_for_file_if_item(number: int, ready: str, path: str, value: int) -> int:
+    if value == number:
+        wait_for_file(ready, path)
+    return value
+
+
+def stop_iteration_if(bad: int, value: int) -> int:
+    if value == bad:
+        raise StopIteration(value)
+    return value
+
+
+def lock_if(bad: int, value: int) -> Any:
+    """Return what cannot be pickled."""
+    return threading.Lock() if value == bad else value
+
+
+def announce_and_refuse(path: str, bad: int, value: int) -> Any:
+    """Return what cannot be unpickled in the parent."""
+    announce(path, value)
+    return RefusesUnpickling() if value == bad else value
+
+
+def pid_of_worker(_item: object) -> int:
+    return os.getpid()
+
+
+async def use_pool_in_worker(start_method: str) -> tuple[int, int]:
+    async with creche.open_pool(1, start_method=start_method) as pool:
+        return os.getpid(), await pool.run(os.getpid)
+
+
+def use_pool_in_worker_sync(backend: str, start_method: str) -> tuple[int, int]:
+    return anyio.run(use_pool_in_worker, start_method, backend=backend)
+
+
+def describe_array(array: npt.NDArray[Any]) -> tuple[Any, ...]:
+    return array.shape, str(array.dtype), bool(array.flags.writeable), float(array.sum())
+
+
+def make_array(size: int) -> npt.NDArray[Any]:
+    import numpy as np
+
+    return np.arange(size)

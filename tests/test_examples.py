@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from PIL import Image
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TIMEOUT = 100.0
@@ -116,3 +117,18 @@ def test_memory_limit() -> None:
     output = run_example("memory_limit.py")
     assert "   100 MiB: fine" in output
     assert " 10000 MiB: too much" in output
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS does not keep a memory limit")
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_thumbnails(tmp_path: Path, backend: str) -> None:
+    sheet = tmp_path / "sheet.png"
+    output = run_example("thumbnails.py", "--backend", backend, str(sheet))
+    assert "drew 62 pictures of " in output
+    assert "cut-off.jpg: OSError: image file is truncated" in output
+    assert "bomb.png: WorkerMemoryError: the worker's memory_limit of 419430400 bytes" in output
+    assert "made 62 thumbnails of 64 files" in output
+    assert f"the contact sheet is {sheet}" in output
+    with Image.open(sheet) as picture:
+        assert picture.size == (1772, 1356)
+        assert len(picture.getcolors(picture.width * picture.height) or ()) > 10_000

@@ -10,7 +10,8 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,6 +25,7 @@ from creche import (
     AsyncProcess,
     ProcessDied,
     ProcessError,
+    ProcessPool,
     ProcessStartError,
     ProcessState,
     ProcessTimeout,
@@ -32,6 +34,7 @@ from creche import (
     SerializationError,
     StopPolicy,
     open_nursery,
+    open_pool,
     run_in_process,
 )
 
@@ -523,6 +526,52 @@ async def by_start_when_ready(run: Run) -> Any:
     return run.process.return_value
 
 
+async def by_pool_run(run: Run) -> Any:
+    """In a worker that has served a call before; the pool serves another one afterwards."""
+    fault = run.fault
+    async with open_warm_pool(run) as pool:
+        try:
+            return await pool.run(fault.func, *fault.args, timeout=fault.timeout)
+        finally:
+            await check_pool(pool)
+
+
+async def by_pool_map(run: Run) -> Any:
+    """As the only item of a map, whose error has a note that says so."""
+    fault = run.fault
+    func, args = (fault.func, fault.args) if fault.args else (support.call, (fault.func,))
+    async with open_warm_pool(run) as pool:
+        values: list[Any] = []
+        try:
+            async for value in pool.map(func, *([arg] for arg in args), timeout=fault.timeout):
+                values.append(value)
+        except BaseException as error:
+            *notes, note = error.__notes__
+            assert note.startswith("This was item 0 of the map")
+            error.__notes__ = notes
+            raise
+        finally:
+            await check_pool(pool)
+    assert values, "the map ended as if there had been no item"
+    return values[0]
+
+
+@asynccontextmanager
+async def open_warm_pool(run: Run) -> AsyncIterator[ProcessPool]:
+    async with open_pool(1, stop=run.fault.stop, start_method=run.start_method) as pool:
+        assert await pool.run(support.double, 1) == 2
+        yield pool
+
+
+async def check_pool(pool: ProcessPool) -> None:
+    """Whatever has happened: it serves calls and maps, in a worker of which nothing is odd."""
+    assert await pool.run(support.double, 21) == 42
+    assert [value async for value in pool.map(support.double, range(5))] == [0, 2, 4, 6, 8]
+    statistics = pool.statistics()
+    assert statistics.workers_alive == statistics.workers_idle == 1
+    assert statistics.calls_queued == statistics.calls_running == 0
+
+
 Way = Callable[[Run], Awaitable[Any]]
 
 WAYS: dict[str, Way] = {
@@ -533,7 +582,43 @@ WAYS: dict[str, Way] = {
     "start_soon": by_start_soon,
     "start": by_start,
     "start_when_ready": by_start_when_ready,
+    "pool_run": by_pool_run,
+    "pool_map": by_pool_map,
 }
+
+POOL_WAYS = (by_pool_run, by_pool_map)
+
+# What goes wrong in another way in a worker. (Nobody hears of the exit code of a worker that serves
+# on, and what hangs at exit concerns but the end of the pool.)
+FAULTS_IN_WORKERS: dict[str, Fault] = {
+    # A worker answers over a wire of its own, in a format of its own.
+    "dies-while-sending": died(
+        support.die_while_answering, exitcode=0, message="while sending its result"
+    ),
+    # This is a result on the process's own wire alone, and whichever is read first makes the error.
+    "forged-result": unserializable(
+        support.forge_result,
+        message="could not be unpickled|wrote to creche's connection",
+        exitcode=None,
+    ),
+}
+
+
+# What goes wrong in another way in a map.
+FAULTS_IN_MAPS: dict[str, Fault] = {
+    # Raised by an async iterator, it would be the end of the values.
+    "StopAsyncIteration": replaced(
+        support.raise_type, StopAsyncIteration, "odd", type_name="builtins.StopAsyncIteration"
+    ),
+}
+
+
+def fault_for(name: str, way: Way) -> Fault:
+    if way is by_pool_map and name in FAULTS_IN_MAPS:
+        return FAULTS_IN_MAPS[name]
+    if way in POOL_WAYS:
+        return FAULTS_IN_WORKERS.get(name, FAULTS[name])
+    return FAULTS[name]
 
 
 def outcome_of(process: AsyncProcess[Any]) -> Any:
@@ -621,9 +706,10 @@ def check_process(process: AsyncProcess[Any], fault: Fault) -> None:
         assert not psutil.pid_exists(process.pid)
 
 
-@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
+@pytest.mark.parametrize("name", FAULTS)
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
-async def test_fault(fault: Fault, way: Way) -> None:
+async def test_fault(name: str, way: Way) -> None:
+    fault = fault_for(name, way)
     if way is by_start and fault.check is ends_and_kills:
         pytest.skip("nobody hears of the value, the pid of what must be killed")
     await check_fault(fault, way, "forkserver")

@@ -75,7 +75,8 @@ class TrioPoller:
         self, wait: Callable[[int], Any], descriptor: int, callback: _Callback, scope: Any
     ) -> None:
         with scope:
-            while True:
+            # Whoever cancels has closed the descriptor by now, if this task did not wait for it.
+            while not scope.cancel_called:
                 try:
                     await wait(descriptor)
                 except self._trio.ClosedResourceError:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import pickle
+from collections.abc import AsyncIterator
 from typing import Any, assert_type
 
 import creche
@@ -66,3 +68,59 @@ async def check_nursery() -> None:
         assert_type(await nursery.start(no_value), Any)
         for process in nursery.processes:
             assert_type(process, creche.AsyncProcess[Any])
+
+
+async def check_pool() -> None:
+    pool = creche.open_pool(4, initializer=no_value, serializer=pickle)
+    assert_type(pool, creche.ProcessPool)
+    async with pool as entered:
+        assert_type(entered, creche.ProcessPool)
+    assert_type(await pool.run(halve, 1), float)
+    assert_type(await pool.run(halve_async, 1, timeout=5), float)
+    assert_type(await pool.run(sum, [1, 2]), int)
+    assert_type(await pool.run(no_value), None)
+    await pool.run(halve, "1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await pool.run(halve)  # type: ignore[call-arg, arg-type]  # pyright: ignore[reportCallIssue]
+    await pool.run(halve, 1, 2)  # type: ignore[call-arg, arg-type]  # pyright: ignore[reportCallIssue]
+    assert_type(pool.statistics(), creche.PoolStatistics)
+    assert_type(pool.statistics().workers[0], creche.WorkerStatistics)
+    creche.open_pool(serializer=5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+async def endless() -> AsyncIterator[int]:
+    yield 1
+
+
+def add(left: int, right: int) -> float:
+    return left + right
+
+
+async def check_map(pool: creche.ProcessPool) -> None:
+    assert_type(pool.map(halve, [1, 2]), creche.ProcessMap[float])
+    assert_type(pool.map(halve_async, [1, 2]), creche.ProcessMap[float])
+    assert_type(pool.map(halve, endless(), ordered=False, chunksize=3), creche.ProcessMap[float])
+    assert_type(pool.map(halve_async, endless(), on_error="raise"), creche.ProcessMap[float])
+    assert_type(pool.map(add, [1], endless(), in_flight=5), creche.ProcessMap[float])
+    assert_type(
+        pool.map(halve, [1], on_error="yield"), creche.ProcessMap[creche.ItemOutcome[float]]
+    )
+    assert_type(
+        pool.map(halve_async, endless(), on_error="yield", timeout=1.5),
+        creche.ProcessMap[creche.ItemOutcome[float]],
+    )
+    async for number in pool.map(halve, [1]):
+        assert_type(number, float)
+    async for number in pool.map(halve_async, [1]):
+        assert_type(number, float)
+    async with pool.map(halve, [1], on_error="yield") as outcomes:
+        async for outcome in outcomes:
+            assert_type(outcome, creche.ItemOutcome[float])
+            assert_type(outcome.value, float)
+            assert_type(outcome.exception, BaseException | None)
+            assert_type(outcome.index, int)
+            assert_type(outcome.item, object)
+        assert_type(outcomes.total, int | None)
+        assert_type(outcomes.done, int)
+    pool.map(halve, 5)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    pool.map(halve, [1], on_error="skip")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    pool.map(halve, [1], chunksize="all")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
