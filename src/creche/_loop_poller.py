@@ -75,13 +75,14 @@ class TrioPoller:
         self, wait: Callable[[int], Any], descriptor: int, callback: _Callback, scope: Any
     ) -> None:
         with scope:
-            # Whoever cancels has closed the descriptor by now, if this task did not wait for it.
+            # Whoever cancels closes the descriptor, which need not wake this task, nor come first.
             while not scope.cancel_called:
                 try:
                     await wait(descriptor)
                 except self._trio.ClosedResourceError:
                     return
-                callback()
+                if not scope.cancel_called:
+                    callback()
 
 
 def loop_poller(loop: EventLoop) -> AsyncioPoller | TrioPoller:
