@@ -48,17 +48,22 @@ class CallSender:
             return error.errno in (errno.EPIPE, errno.ECONNRESET)
         return True
 
-    def take_back(self) -> int:
-        """Take back what the worker has not received; return how many messages that were."""
-        taken = 0
+    def take_back(self) -> list[bytes]:
+        """Take back what the worker has not received, which may do so meanwhile.
+
+        :return: the headers of these messages
+        """
+        taken: list[bytes] = []
         while True:
             try:
-                # A flag for this call alone, because the worker shares the descriptor's own.
-                if not self._theirs.recv(1, socket.MSG_DONTWAIT):  # which drops the rest of it
-                    return taken
+                # A flag for this call alone, because the worker shares the descriptor's own. The
+                # kernel drops the rest of the message.
+                header = self._theirs.recv(CALL_HEADER_BYTES, socket.MSG_DONTWAIT)
             except OSError:  # EAGAIN
                 return taken
-            taken += 1
+            if not header:
+                return taken
+            taken.append(header)
 
     def forget(self, *, child_exists: bool) -> None:
         """In a fork of this process: close our copies; see ``WorkerChannel.forget``."""

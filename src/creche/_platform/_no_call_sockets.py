@@ -9,7 +9,7 @@ class CallSender:
     def send(self, message: bytes) -> bool:
         raise NotImplementedError
 
-    def take_back(self) -> int:
+    def take_back(self) -> list[bytes]:
         raise NotImplementedError
 
     def forget(self, *, child_exists: bool) -> None:

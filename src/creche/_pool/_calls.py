@@ -35,7 +35,7 @@ class PoolCall:
     :param on_done: called in the event loop when :attr:`outcome` is known
     """
 
-    __slots__ = ("answers", "moves", "on_done", "outcome", "payload", "seconds", "state", "what")
+    __slots__ = ("answers", "number", "on_done", "outcome", "payload", "seconds", "state", "what")
 
     kind: int = FrameKind.CALL
 
@@ -51,8 +51,8 @@ class PoolCall:
         self.state = CallState.QUEUED
         self.outcome: Outcome | None = None
         self.seconds = _UNKNOWN_SECONDS  # that it is thought to take
+        self.number = 0  # among the messages to its worker
         self.answers = 0
-        self.moves = 0
 
     @property
     def done(self) -> bool:
@@ -68,7 +68,7 @@ class PoolCall:
         size = len(pieces[0]) if len(pieces) == 1 else size_of(pieces)
         if size > INLINE_BYTES:
             return None
-        return pack_call(self.kind, flags, size) + b"".join(pieces)
+        return pack_call(self.kind, flags, self.number, size) + b"".join(pieces)
 
     def sent(self) -> None:
         """The call is on its way to a worker."""

@@ -21,7 +21,13 @@ from .._platform import (
 )
 from .._watcher import Watcher
 from .._wire._framing import BadFrameError, Buffer
-from .._wire._messages import AnswerReader, Message
+from .._wire._messages import AnswerReader, Message, number_of
+
+
+class ChildEnd(Protocol):
+    """What the worker gets, and its pool has a copy of."""
+
+    def close(self) -> None: ...
 
 
 class Driver(Protocol):
@@ -105,6 +111,7 @@ class WorkerChannel:
             self.wire, self.child_wire = wire_pair()
             undo.callback(self.wire.close)
             undo.callback(self.child_wire.close)
+            self._child_ends: list[ChildEnd] = [self.child_wire]
             self.begun = SharedCounter()
             undo.callback(self.begun.close)
             self._calls: CallSender | None = None
@@ -114,11 +121,13 @@ class WorkerChannel:
                 self._calls, self.child_calls = calls
                 undo.callback(self._calls.close)
                 undo.callback(self.child_calls.close)
+                self._child_ends.append(self.child_calls)
             self.segments: SegmentSocket | None = None
             self.child_segments: SegmentSocket | None = None
             segments = segment_sockets()
             if segments is not None:
                 self.segments, self.child_segments = segments
+                self._child_ends.append(self.child_segments)
             undo.pop_all()
         self.send: Callable[[bytes], bool] = (
             self._send_over_wire if self._calls is None else self._calls.send
@@ -156,9 +165,9 @@ class WorkerChannel:
         self._driver.run(lambda: self.wire.send(payload))
         return True
 
-    def take_back(self) -> int:
-        """Take back what the worker has not begun to receive; return how many calls that were."""
-        return 0 if self._calls is None else self._calls.take_back()
+    def take_back(self) -> set[int]:
+        """Take back what the worker has not received; return the numbers of these messages."""
+        return set() if self._calls is None else set(map(number_of, self._calls.take_back()))
 
     def drain(self) -> None:
         """Take in now what the worker has answered."""
@@ -191,12 +200,11 @@ class WorkerChannel:
 
     def release_child_ends(self) -> None:
         """The worker has its own."""
-        self.child_wire.close()
+        # A fork that another thread makes meanwhile must not close what has the numbers by then.
+        ends, self._child_ends = self._child_ends, []
+        for end in ends:
+            end.close()
         self.begun.release_descriptor()
-        if self.child_calls is not None:
-            self.child_calls.close()
-        if self.child_segments is not None:
-            self.child_segments.close()
 
     def _close(self) -> None:
         self.wire.close()

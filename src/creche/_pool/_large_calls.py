@@ -84,7 +84,7 @@ class LargeCallSender:
         except OSError:  # nobody is there to receive it
             return True
         table = table_of(call.payload.sections)
-        return self._channel.send(pack_call(call.kind, SEGMENT, len(table)) + table)
+        return self._channel.send(pack_call(call.kind, SEGMENT, call.number, len(table)) + table)
 
     def _send_inline(self, call: PoolCall) -> bool:
         sections = call.payload.sections
@@ -93,7 +93,8 @@ class LargeCallSender:
             sections = [[table_of(sections)], *sections]
             flags = BUFFERS
         pieces: list[Buffer] = [piece for section in sections for piece in section]
-        return self._channel.send_large(pack_call(call.kind, flags, size_of(pieces)), pieces)
+        header = pack_call(call.kind, flags, call.number, size_of(pieces))
+        return self._channel.send_large(header, pieces)
 
 
 def _write(call: PoolCall) -> Segment | None:

@@ -21,9 +21,6 @@ _AHEAD_CALLS = 64
 # Deaths in a row, of workers that have not come to serve.
 _MAX_START_FAILURES = 3
 
-# How often a call is given to another worker because one ended without having begun it.
-_MAX_MOVES = 5
-
 # Of how many functions it is remembered how long they take.
 _MAX_KNOWN = 1000
 
@@ -188,14 +185,7 @@ class Scheduler:
     def worker_gone(self, worker: Worker, unbegun: list[PoolCall], *, running: bool) -> None:
         self.worker_ending(worker)
         self.workers.discard(worker)
-        for call in reversed(unbegun):
-            call.moves += 1
-            if call.moves > _MAX_MOVES:
-                call.fail(
-                    ProcessError(f"{call.moves} workers ended before they could begin the call")
-                )
-            else:
-                self._queue.appendleft(call)
+        self._queue.extendleft(reversed(unbegun))
         if self._open:
             of_no_use = not worker.tasks and not running and not worker.handle.stop_requested
             if not worker.was_ready or (of_no_use and not worker.retired):

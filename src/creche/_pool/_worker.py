@@ -100,6 +100,7 @@ class Worker:
         self._serializer = options.serializer
         self._load = loader(options.serializer)
         self._jobs = jobs
+        self._next_number = 0
         self._large_calls: LargeCallSender
         self._garbage: BadFrameError | None = None
 
@@ -139,12 +140,14 @@ class Worker:
 
     def send(self, call: PoolCall) -> bool:
         """Send a call; return whether the worker could be given it."""
+        call.number = self._next_number
         message = call.message()
         if message is None or not self.channel.send(message):
             if self.calls:
                 return False  # what is large could not be taken back; or there is no room now
             if not self._large_calls.send(call):
                 return False
+        self._next_number = (self._next_number + 1) % (1 << 32)
         call.state = CallState.SENT
         if not self.calls:
             self.begun = time.monotonic()
@@ -158,12 +161,19 @@ class Worker:
         """Take back the calls that the worker has not begun; they are queued again then."""
         if not self.calls or not self.channel.can_take_back or self._large_calls.call is not None:
             return []
-        taken = [self.calls.pop() for _ in range(self.channel.take_back())]
+        taken = self._taken_back()
         self.assigned -= len(taken)
-        taken.reverse()
         for call in taken:
             self.load -= call.seconds
-            call.state = CallState.QUEUED
+        return taken
+
+    def _taken_back(self) -> list[PoolCall]:
+        numbers = self.channel.take_back()
+        taken = [call for call in self.calls if call.number in numbers]
+        if taken:
+            self.calls = deque(call for call in self.calls if call.number not in numbers)
+            for call in taken:
+                call.state = CallState.QUEUED
         return taken
 
     def cancel(self, call: PoolCall) -> bool:
@@ -190,7 +200,7 @@ class Worker:
             self.state = WorkerState.RETIRING
             self._listener.worker_ending(self)
             self.retired = True
-            self.channel.send(pack_call(FrameKind.STOP, 0, 0))
+            self.channel.send(pack_call(FrameKind.STOP, 0, self._next_number, 0))
             self.handle.own()
             self.handle.expect_end(seconds)
 
@@ -326,17 +336,14 @@ class Worker:
     # --- its end --------------------------------------------------------------------------------
 
     def _on_gone(self) -> None:
-        unread = self.channel.take_back() if self.channel.can_take_back else 0
+        unbegun = self._taken_back()
         begun_items = self.channel.begun_items()
         self.channel.close()
         self.state = WorkerState.GONE
-        unbegun = [self.calls.pop() for _ in range(min(unread, len(self.calls)))]
-        unbegun.reverse()
         running, self.calls = list(self.calls), deque()
         if running and self._large_calls.withdraw(running[0]):
+            running[0].state = CallState.QUEUED
             unbegun, running = running, []
-        for call in unbegun:
-            call.state = CallState.QUEUED
         self._listener.worker_gone(self, unbegun, running=bool(running))
         for call in running:
             call.died(self._death(), begun_items if call is running[0] else 0)

@@ -126,11 +126,12 @@ class OwnedPopen(popen_fork.Popen):
 
     def close(self) -> None:
         """Close the descriptors; what is known stays."""
-        super().close()
+        # A fork that another thread makes meanwhile must not close what has the numbers by then.
         self.parent_descriptors = ()
-        if self._exit_descriptor is not None:
-            os.close(self._exit_descriptor)
-            self._exit_descriptor = None
+        exit_descriptor, self._exit_descriptor = self._exit_descriptor, None
+        super().close()
+        if exit_descriptor is not None:
+            os.close(exit_descriptor)
 
     def forget(self) -> None:
         """In a fork of this process: close our copies of the descriptors."""

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from ._framing import BadFrameError, Buffer, FrameKind, Section
 
 _MAGIC = 0x6372
-_CALL_HEADER = struct.Struct("<HBBQ")
+_CALL_HEADER = struct.Struct("<HBBIQ")
 _ANSWER_HEADER = struct.Struct("<HBBfQ")
 CALL_HEADER_BYTES = _CALL_HEADER.size
 
@@ -46,12 +46,13 @@ Message = tuple[int, int, float, Buffer | list[Buffer]]
 """A message of a worker: kind, flags, how many seconds it worked, and the payload."""
 
 
-def pack_call(kind: int, flags: int, size: int) -> bytes:
+def pack_call(kind: int, flags: int, number: int, size: int) -> bytes:
     """Make the header of a message to a worker.
 
+    :param number: which message to that worker it is
     :param size: bytes of the payload, which follows
     """
-    return _CALL_HEADER.pack(_MAGIC, kind, flags, size)
+    return _CALL_HEADER.pack(_MAGIC, kind, flags, number, size)
 
 
 def unpack_call(message: Buffer) -> tuple[int, int, int]:
@@ -60,10 +61,15 @@ def unpack_call(message: Buffer) -> tuple[int, int, int]:
     :return: kind, flags, and how many bytes of payload belong to it
     :raises BadFrameError: if it is no message of a pool
     """
-    magic, kind, flags, size = _CALL_HEADER.unpack_from(message)
+    magic, kind, flags, _, size = _CALL_HEADER.unpack_from(message)
     if magic != _MAGIC:
         raise BadFrameError(f"a call cannot begin with {bytes(message[:4])!r}")
     return kind, flags, size
+
+
+def number_of(header: bytes) -> int:
+    """Read from a header which message to its worker it is."""
+    return _CALL_HEADER.unpack(header)[3]  # type: ignore[no-any-return]
 
 
 def pack_answer(kind: int, flags: int, seconds: float, size: int) -> bytes:
