@@ -12,6 +12,10 @@ _MAX_ITEMS = 10_000
 _MAX_BYTES = 256 * 1024
 _MAX_GROWTH = 8
 
+# After the death of a worker, so many items travel alone: the next death, if there is one, loses no
+# value but that of the item that it is due to.
+_ALONE_AFTER_DEATH = 256
+
 
 class ChunkSize:
     """Learns from what was measured how many items make a chunk of about :data:`CHUNK_SECONDS`.
@@ -22,6 +26,7 @@ class ChunkSize:
     def __init__(self, fixed: int | None) -> None:
         self._fixed = fixed
         self._largest = 0  # that was answered
+        self._alone = 0
         self._seconds: float | None = None  # an item takes
         self._bytes = 0.0  # an item takes
 
@@ -34,7 +39,7 @@ class ChunkSize:
         """Return how many items the next chunk has."""
         if self._fixed is not None:
             return self._fixed
-        if self._seconds is None:
+        if self._seconds is None or self._alone:
             return 1
         size = CHUNK_SECONDS / max(self._seconds, 1e-9)
         size = min(size, _MAX_ITEMS, _MAX_GROWTH * self._largest)
@@ -53,8 +58,13 @@ class ChunkSize:
     def answered(self, items: int, seconds: float) -> None:
         """A worker took so many seconds for so many items."""
         self._largest = max(self._largest, items)
+        self._alone = max(0, self._alone - items)
         each = seconds / items
         if self._seconds is None or each > self._seconds:
             self._seconds = each  # quick to see that items have become slow, slow to forget it
         else:
             self._seconds = 0.7 * self._seconds + 0.3 * each
+
+    def worker_died(self) -> None:
+        """A worker has died of an item."""
+        self._alone = _ALONE_AFTER_DEATH

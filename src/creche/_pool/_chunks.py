@@ -33,6 +33,9 @@ class ChunkOwner(Protocol):
 
     def chunk_sent(self, chunk: Chunk) -> None: ...
 
+    def chunk_died(self) -> None:
+        """The worker of a chunk has died."""
+
     def chunk_ended(self, chunk: Chunk) -> None: ...
 
     def break_off(self, error: BaseException) -> None:
@@ -165,6 +168,7 @@ class Chunk(PoolCall):
 
     def _die(self, death: _Death) -> None:
         """The worker has died in the middle of the chunk: tell of which item, if of one."""
+        self._owner.chunk_died()
         answered = len(self.items) - self.left
         if not death.begun:  # it died while it unpickled them
             if self.left > 1:

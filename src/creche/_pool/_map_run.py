@@ -297,6 +297,9 @@ class MapRun:
         else:
             worker.handle.gone.tell(chunk.time_out, self.engine.loop)
 
+    def chunk_died(self) -> None:
+        self._sizes.worker_died()
+
     def chunk_ended(self, chunk: Chunk) -> None:
         self._forget(chunk)
         self._feed()
