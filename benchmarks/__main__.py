@@ -40,12 +40,12 @@ SUITES: dict[str, Callable[[int], Iterable[Table]]] = {
     "stall": lambda rounds: _stall.measure(max(3, rounds // 3)),
     "cancel": _cancel.measure,
     "scale": lambda rounds: _scale.measure(),
-    "warm": lambda rounds: [_warm.measure(max(3, rounds // 4))],
-    "throughput": lambda rounds: [_throughput.measure(max(3, rounds // 4))],
-    "map": lambda rounds: _map.measure(max(3, rounds // 5)),
-    "large": lambda rounds: _large.measure(max(3, rounds // 4)),
+    "warm": lambda rounds: [_warm.measure(max(3, rounds // 5))],
+    "throughput": lambda rounds: [_throughput.measure(max(3, rounds // 5))],
+    "map": lambda rounds: _map.measure(max(2, rounds // 6)),
+    "large": lambda rounds: _large.measure(max(3, rounds // 5)),
     "warm-stall": lambda rounds: [_stall.measure_warm(max(3, rounds // 5))],
-    "warm-cancel": lambda rounds: _warm_cancel.measure(max(3, rounds // 3)),
+    "warm-cancel": lambda rounds: _warm_cancel.measure(max(3, rounds // 4)),
 }
 
 

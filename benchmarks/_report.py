@@ -44,7 +44,7 @@ def page(results: dict[str, Any]) -> str:
 
 def figure(row: dict[str, Any]) -> str:
     value = row["value"]
-    text = f"{value:.0f}" if value == round(value) or abs(value) >= 100 else f"{value:.2f}"
+    text = f"{value:,.0f}" if value == round(value) or abs(value) >= 100 else f"{value:.2f}"
     return f"{text} {row['unit']}".strip()
 
 
@@ -72,7 +72,8 @@ def plot(table: Table) -> str:
     while tick <= high:
         parts.append(
             f'<line class="axis" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="36" y2="{bottom}"/>'
-            f'<text x="{x(tick):.1f}" y="{bottom + 18}" text-anchor="middle">{tick:g} {unit}</text>'
+            f'<text x="{x(tick):.1f}" y="{bottom + 18}" text-anchor="middle">'
+            f"{tick:,g} {unit}</text>"
         )
         tick *= 10
     for number, row in enumerate(bars):

@@ -119,8 +119,14 @@ def trio_parallel_peers(large: bool) -> dict[str, tuple[str, Callable[[], Awaita
     return {}
 
 
-def table(title: str, about: str, found: dict[str, Callable[[], float]], rounds: int) -> Table:
-    medians = in_turn(found, rounds, warm_up=1)
+def table(
+    title: str,
+    about: str,
+    found: dict[str, Callable[[], float]],
+    rounds: int,
+    warm_up: int = 1,
+) -> Table:
+    medians = in_turn(found, rounds, warm_up)
     rows = []
     for name, value in medians.items():
         ours = name.startswith("creche")
@@ -191,4 +197,5 @@ def measure_warm(rounds: int) -> Table:
             for pool in (*creche_pools(), EXECUTOR, ANYIO)
         },
         rounds,
+        warm_up=0,
     )

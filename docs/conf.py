@@ -6,6 +6,8 @@ import sys
 import tomllib
 from pathlib import Path
 
+from sphinx.pycode import ModuleAnalyzer
+
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
@@ -28,6 +30,8 @@ exclude_patterns = ["_build"]
 nitpicky = True
 nitpick_ignore_regex = [
     ("py:class", r"creche\._.*"),
+    ("py:class", r"creche\.\w+\.(T|T_co)"),
+    ("py:obj", r"creche\.\w+\.(T|T_co)"),
     ("py:class", r"(T|P|T_co|PosArgsT|SelfT|EventLoop)"),
     ("py:class", r"\*?PosArgsT.*"),
     ("py:obj", r"creche\._.*"),
@@ -48,3 +52,18 @@ intersphinx_mapping = inventories.write(HERE / "_build" / "inventories")
 html_theme = "furo"
 html_title = "creche"
 html_static_path = ["_static"]
+
+
+def show_where_it_is() -> None:
+    """Public classes say that they are of ``creche``: tell autodoc where their source is."""
+    public = ModuleAnalyzer.for_module("creche")
+    public.analyze()
+    for name in sorted(sys.modules):
+        if name.startswith("creche._"):
+            private = ModuleAnalyzer.for_module(name)
+            private.analyze()
+            public.attr_docs |= private.attr_docs
+            public.tagorder |= private.tagorder
+
+
+show_where_it_is()

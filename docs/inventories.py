@@ -8,6 +8,7 @@ from pathlib import Path
 PYTHON = "https://docs.python.org/3"
 ANYIO = "https://anyio.readthedocs.io/en/stable"
 TRIO = "https://trio.readthedocs.io/en/stable"
+RICH = "https://rich.readthedocs.io/en/stable"
 
 OBJECTS: dict[str, dict[str, dict[str, str]]] = {
     PYTHON: {
@@ -21,11 +22,14 @@ OBJECTS: dict[str, dict[str, dict[str, str]]] = {
             "multiprocessing.process.BaseProcess": (
                 "library/multiprocessing.html#multiprocessing.Process"
             ),
+            "collections.abc.AsyncIterable": "library/collections.abc.html#$",
+            "collections.abc.AsyncIterator": "library/collections.abc.html#$",
             "collections.abc.Callable": "library/collections.abc.html#$",
             "collections.abc.Coroutine": "library/collections.abc.html#$",
             "collections.abc.Generator": "library/collections.abc.html#$",
             "collections.abc.Iterable": "library/collections.abc.html#$",
             "collections.abc.Mapping": "library/collections.abc.html#$",
+            "collections.abc.Sequence": "library/collections.abc.html#$",
             "BaseProcess": "library/multiprocessing.html#multiprocessing.Process",
             "Callable": "library/collections.abc.html#collections.abc.Callable",
             "Coroutine": "library/collections.abc.html#collections.abc.Coroutine",
@@ -75,6 +79,10 @@ OBJECTS: dict[str, dict[str, dict[str, str]]] = {
             "CancelScope": "api.html#anyio.CancelScope",
             "CapacityLimiter": "api.html#anyio.CapacityLimiter",
         },
+        "py:exception": {
+            "anyio.BrokenWorkerProcess": "api.html#$",
+            "anyio.BusyResourceError": "api.html#$",
+        },
         "py:function": {
             "anyio.run": "api.html#$",
             "anyio.move_on_after": "api.html#$",
@@ -87,6 +95,12 @@ OBJECTS: dict[str, dict[str, dict[str, str]]] = {
         "py:function": {
             "trio.run": "reference-core.html#$",
             "trio.open_nursery": "reference-core.html#$",
+        },
+    },
+    RICH: {
+        "py:class": {
+            "rich.console.Console": "reference/console.html#$",
+            "Console": "reference/console.html#rich.console.Console",
         },
     },
 }

@@ -34,7 +34,7 @@ from typing import Any, NoReturn
 import anyio
 
 from creche import PoolStatistics, ProcessDied, ProcessPool, from_process
-from creche._pool._serving import PoolConnection
+from creche._pool._pool_connection import PoolConnection
 from creche._wire._messages import LAST, pack_answer
 
 TIMEOUT = 60.0

@@ -282,6 +282,22 @@ def announce_and_refuse(path: str, bad: int, value: int) -> Any:
     return RefusesUnpickling() if value == bad else value
 
 
+class SlowToPickle:
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        time.sleep(0.02)
+        return int, (self.value,)
+
+
+def become_slow(after: int, value: int) -> Any:
+    if value < after:
+        return value
+    time.sleep(0.011)
+    return SlowToPickle(value)
+
+
 def pid_of_worker(_item: object) -> int:
     return os.getpid()
 

@@ -543,8 +543,8 @@ async def by_pool_map(run: Run) -> Any:
     async with open_warm_pool(run) as pool:
         values: list[Any] = []
         try:
-            async for value in pool.map(func, *([arg] for arg in args), timeout=fault.timeout):
-                values.append(value)
+            mapped = pool.map(func, *([arg] for arg in args), timeout=fault.timeout)
+            values.extend([value async for value in mapped])
         except BaseException as error:
             *notes, note = error.__notes__
             assert note.startswith("This was item 0 of the map")

@@ -21,10 +21,14 @@ class Caller:
     session, a connection) belongs to it and may live longer than a call.
     """
 
-    def __init__(self, context: ChildContext, stack: contextlib.ExitStack) -> None:
+    def __init__(self, context: ChildContext) -> None:
         self._context = context
-        self._stack = stack
+        self._stack = contextlib.ExitStack()
         self._portal: BlockingPortal | None = None
+
+    def close(self) -> None:
+        """End the event loop."""
+        self._stack.close()
 
     def call(self, func: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         value = func(*args)

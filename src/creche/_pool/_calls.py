@@ -27,6 +27,13 @@ class Unbegun(Failure):
     """The worker could not unpickle the call."""
 
 
+@dataclass(frozen=True, slots=True)
+class Undecodable(Failure):
+    """What came for so many items of a chunk could not be unpickled."""
+
+    items: int
+
+
 class PoolCall:
     """A function and its arguments, pickled, and what becomes of them.
 

@@ -9,7 +9,7 @@ from .._errors import ProcessDied, ProcessTimeout
 from .._wire._framing import FrameKind
 from .._wire._outcomes import Outcome, Value
 from .._wire._payloads import Payload
-from ._calls import CallState, PoolCall, Unbegun
+from ._calls import CallState, PoolCall, Unbegun, Undecodable
 from ._chunk_size import CHUNK_SECONDS
 from ._outcomes import ItemOutcome
 
@@ -139,6 +139,9 @@ class Chunk(PoolCall):
             self._add(len(outcome.value), outcome.value, None, seconds)
         elif isinstance(outcome, _Death):
             self._die(outcome)
+        elif isinstance(outcome, Undecodable):
+            for _ in range(outcome.items):
+                self._add(1, None, outcome.exception)
         elif isinstance(outcome, Unbegun) and self.left > 1:
             self._give_back(alone=True)
         else:

@@ -11,13 +11,18 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 
-from .._errors import ProcessClosedError, ProcessStartError, ProcessStateError
+from .._errors import (
+    ProcessClosedError,
+    ProcessStartError,
+    ProcessStateError,
+    SerializationError,
+)
 from .._loops import EventLoop, current_loop, is_current, post, waiter_in
 from .._process import AsyncProcess
 from .._runtime import runtime
 from .._start_methods import preload_in_server
 from .._wire._outcomes import Failure, Outcome, Value, cannot_pickle_call
-from .._wire._payloads import Payload, TooHeavyError, dump, dumps_plain, is_plain
+from .._wire._payloads import Payload, Serializer, TooHeavyError, dump, dumps_plain, is_plain
 from ._calls import PoolCall
 from ._channel import WorkerChannel, driver_for
 from ._options import PoolOptions
@@ -32,6 +37,7 @@ class PoolEngine:
 
     :raises ProcessStateError: if the caller runs in no event loop
     :raises ProcessStartError: if there are no descriptors or threads left
+    :raises SerializationError: if the serializer cannot pickle what workers are set up with
     """
 
     def __init__(self, options: PoolOptions) -> None:
@@ -48,6 +54,9 @@ class PoolEngine:
         self._driver = driver_for(self.loop, self._runtime.watcher)
         self._worker_numbers = itertools.count(1)
         self._calls: set[PoolCall] = set()
+        self._setup: tuple[Any, ...] = (options.initializer, options.initargs, options.finalizer)
+        if options.serializer is not None:
+            self._setup = (self._pickle_setup(options.serializer),)
         self.scheduler.keep_ready()
 
     # --- calls ----------------------------------------------------------------------------------
@@ -151,13 +160,13 @@ class PoolEngine:
             await self._wait_for_change()
 
     async def wait_for_calls(self) -> None:
-        """Wait until every call has ended."""
+        """Take no more calls, and wait until every one has ended."""
+        self.closed = True
         while self.scheduler.has_calls or self._calls:
             await self._wait_for_change()
 
     async def close(self) -> None:
         """Let the workers, which have nothing to do, end; wait until they are gone."""
-        self.closed = True
         self.scheduler.retire_all()
         await self.wait_gone()
 
@@ -184,6 +193,15 @@ class PoolEngine:
             await anyio.lowlevel.checkpoint()  # it is told by a callback
 
     # --- inner workings -------------------------------------------------------------------------
+
+    def _pickle_setup(self, serializer: Serializer) -> bytes:
+        try:
+            return serializer.dumps(self._setup)
+        except BaseException as error:
+            raise SerializationError(
+                f"cannot open {self.options.name!r}: its serializer cannot pickle initializer,"
+                f" initargs and finalizer ({type(error).__name__}: {error})"
+            ) from error
 
     async def _pickle_in_thread(self, call: tuple[Any, ...]) -> Outcome:
         waiter = waiter_in(self.loop)
@@ -229,7 +247,7 @@ class PoolEngine:
         )
         process: AsyncProcess[Any] = AsyncProcess(
             target=program,
-            args=(options.initializer, options.initargs, options.finalizer),
+            args=self._setup,
             name=f"{options.name}-worker-{number}",
             stop=options.stop,
             start_method=options.start_method,

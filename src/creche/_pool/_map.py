@@ -54,6 +54,7 @@ class ProcessMap(Generic[T_co]):
         for value in self._values:
             return value  # type: ignore[no-any-return]
         self._run.engine.check_place()
+        self._run.check_free()
         try:
             while True:
                 self._values = iter(await self._run.next_values())

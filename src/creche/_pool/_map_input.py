@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sized
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Iterable,
+    Iterator,
+    Sized,
+)
 from itertools import islice
 from typing import Any
 
@@ -105,12 +114,14 @@ class MapInput:
     async def _read(self, iterables: tuple[Iterable[Any] | AsyncIterable[Any], ...]) -> None:
         error: BaseException | None = None
         try:
-            async for item in _zip_async(iterables):
-                self._buffer.append(item)
-                self._on_change()
-                while self._room() <= 0:
-                    self._waiting_for_room = waiter_in(self._loop)
-                    await self._waiting_for_room
+            # Closed in this task, which has run it: there may be cancel scopes in it.
+            async with contextlib.aclosing(_zip_async(iterables)) as items:
+                async for item in items:
+                    self._buffer.append(item)
+                    self._on_change()
+                    while self._room() <= 0:
+                        self._waiting_for_room = waiter_in(self._loop)
+                        await self._waiting_for_room
         except anyio.get_cancelled_exc_class():
             raise
         except BaseException as raised:
@@ -133,19 +144,23 @@ def _zip_plain(iterables: tuple[Iterable[Any], ...]) -> Iterator[Any]:
 
 async def _zip_async(
     iterables: tuple[Iterable[Any] | AsyncIterable[Any], ...],
-) -> AsyncIterator[Any]:
+) -> AsyncGenerator[Any, None]:
     iterators = [
         aiter(iterable) if isinstance(iterable, AsyncIterable) else iter(iterable)
         for iterable in iterables
     ]
-    while True:
-        items: list[Any] = []
+    async with contextlib.AsyncExitStack() as stack:
         for iterator in iterators:
-            if isinstance(iterator, AsyncIterator):
-                item = await anext(iterator, _END)
-            else:
-                item = next(iterator, _END)
-            if item is _END:
-                return
-            items.append(item)
-        yield tuple(items) if len(iterables) > 1 else items[0]
+            if isinstance(iterator, AsyncGenerator):
+                stack.push_async_callback(iterator.aclose)
+        while True:
+            items: list[Any] = []
+            for iterator in iterators:
+                if isinstance(iterator, AsyncIterator):
+                    item = await anext(iterator, _END)
+                else:
+                    item = next(iterator, _END)
+                if item is _END:
+                    return
+                items.append(item)
+            yield tuple(items) if len(iterables) > 1 else items[0]

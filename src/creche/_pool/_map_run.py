@@ -127,13 +127,19 @@ class MapRun:
 
     # --- for the consumer -----------------------------------------------------------------------
 
+    def check_free(self) -> None:
+        """Check that nobody is waiting for values.
+
+        :raises anyio.BusyResourceError: if somebody is
+        """
+        if self._waiter is not None:
+            raise anyio.BusyResourceError("iterating over")
+
     async def next_values(self) -> Iterable[Any]:
         """Return the values of the next items, at least one.
 
         :raises StopAsyncIteration: if there are none left
         """
-        if self._waiter is not None:
-            raise anyio.BusyResourceError("iterating over")
         self._given_out = 0
         self._feed()
         if self._ready:

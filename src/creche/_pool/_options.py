@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,8 +76,10 @@ def check_options(
     for method in ("dumps", "loads"):
         if serializer is not None and not callable(getattr(serializer, method, None)):
             raise TypeError(f"serializer has no {method}(): {serializer!r}")
-    if isinstance(preload, str) or not all(isinstance(module, str) for module in preload):
+    if isinstance(preload, str) or not _is_all(preload, str):
         raise TypeError("preload must be a sequence of names of modules")
+    if not isinstance(initargs, Iterable):
+        raise TypeError(f"initargs must be a sequence, not {type(initargs).__name__}")
     return PoolOptions(
         workers=workers,
         min_workers=min_workers,
@@ -94,6 +96,10 @@ def check_options(
         start_method=check_start_method(start_method),
         name=name,
     )
+
+
+def _is_all(values: object, kind: type) -> bool:
+    return isinstance(values, Iterable) and all(isinstance(value, kind) for value in values)
 
 
 def _check_count(name: str, value: object, least: int) -> None:

@@ -130,7 +130,7 @@ class PoolConnection:
                 self.send_values([value], 0, seconds / len(values))
             self.send_values(values[-1:], flags, seconds / len(values))
         else:
-            self._send(FrameKind.VALUES, payload, flags, seconds)
+            self._send(FrameKind.VALUES, payload, flags, seconds, len(values))
 
     def _send_bad_value(
         self, value: object, error: BaseException, flags: int, seconds: float
@@ -142,7 +142,9 @@ class PoolConnection:
         else:
             self.send_report(*bad_value_message(value, error), flags, seconds)
 
-    def _send(self, kind: int, payload: Payload, flags: int, seconds: float) -> None:
+    def _send(
+        self, kind: int, payload: Payload, flags: int, seconds: float, items: int = 1
+    ) -> None:
         sections = payload.sections
         size = sum(map(size_of, sections))
         if payload.heavy:
@@ -155,13 +157,15 @@ class PoolConnection:
             else:
                 self._segments.send(segment)
                 table = table_of(sections)
-                self._wire.write(pack_answer(kind, flags | SEGMENT, seconds, len(table)) + table)
+                self._wire.write(
+                    pack_answer(kind, flags | SEGMENT, seconds, len(table), items) + table
+                )
                 return
         if len(sections) > 1:
             sections = [[table_of(sections)], *sections]
             size += size_of(sections[0])
             flags |= BUFFERS
-        header = pack_answer(kind, flags, seconds, size)
+        header = pack_answer(kind, flags, seconds, size, items)
         if size <= INLINE_BYTES:
             self._wire.write(header + b"".join(piece for section in sections for piece in section))
         else:

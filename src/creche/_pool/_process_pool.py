@@ -13,7 +13,7 @@ from .._durations import check_timeout
 from .._errors import ProcessStateError, ProcessTimeout
 from .._loops import waiter_in
 from .._stop_policy import StopPolicy
-from .._wire._outcomes import Failure
+from .._wire._outcomes import Failure, Value
 from .._wire._payloads import Serializer
 from ._calls import CallState, PoolCall, what_runs
 from ._engine import PoolEngine
@@ -26,7 +26,6 @@ from ._statistics import PoolStatistics
 __all__ = ["ProcessPool", "open_pool"]
 
 T = TypeVar("T")
-T1 = TypeVar("T1")
 PosArgsT = TypeVarTuple("PosArgsT")
 
 _numbers = itertools.count(1)
@@ -201,12 +200,13 @@ class ProcessPool:
             engine.scheduler.count(failed=1)
             raise outcome.exception
         engine.scheduler.count(done=1)
-        return outcome.value  # type: ignore[union-attr]
+        assert isinstance(outcome, Value)
+        return outcome.take()  # whoever has resumed this task knows the outcome, but not the value
 
     @overload
     def map(
         self,
-        func: Callable[[T1], Coroutine[Any, Any, T]] | Callable[..., Coroutine[Any, Any, T]],
+        func: Callable[..., Coroutine[Any, Any, T]],
         *iterables: Iterable[Any] | AsyncIterable[Any],
         ordered: bool = True,
         chunksize: int | Literal["auto"] = "auto",

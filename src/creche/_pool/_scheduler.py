@@ -106,11 +106,12 @@ class Scheduler:
                 self._take_back(worker)
                 if call.state is CallState.SENT and worker.cancel(call):
                     stopped = worker
-        if call.state is CallState.QUEUED:
-            self._skip_one()
+        queued = call.state is CallState.QUEUED
         if not call.done:
             call.state = CallState.DONE
             self._cancelled += 1
+        if queued:
+            self._skip_one()
         self._feed()
         if stopped is not None:
             self._grow()
@@ -187,11 +188,11 @@ class Scheduler:
         self.workers.discard(worker)
         self._queue.extendleft(reversed(unbegun))
         if self._open:
-            of_no_use = not worker.tasks and not running and not worker.handle.stop_requested
-            if not worker.was_ready or (of_no_use and not worker.retired):
-                self._start_failed(worker.handle.outcome)
-            elif not worker.retired:
+            if worker.was_ready and not worker.retired:
                 self._restarts += 1
+            served = worker.tasks or running or worker.retired or worker.handle.stop_requested
+            if not served:
+                self._start_failed(worker.handle.outcome)
             self._feed()
             self._grow()
         if self.on_change is not None:

@@ -6,7 +6,7 @@ import contextlib
 import importlib
 import time
 from collections.abc import Sequence
-from types import CoroutineType
+from types import CoroutineType, ModuleType
 from typing import Any
 
 from .._child import ChildContext, ChildProgram
@@ -50,13 +50,22 @@ class WorkerProgram(ChildProgram):
         self._memory_limit = memory_limit
         self._preload = preload
 
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        if isinstance(self._serializer, ModuleType):  # modules cannot be pickled
+            state["_serializer"] = ImportedSerializer(self._serializer.__name__)
+        return state
+
     def __call__(self, context: ChildContext, *args: Any) -> None:
-        """:param args: the initializer, its arguments, and its counterpart"""
+        """:param args: the initializer, its arguments, and its counterpart; or all in one pickle"""
+        if self._serializer is not None:
+            args = self._serializer.loads(args[0])
         initializer, initargs, finalizer = args
         with contextlib.ExitStack() as stack:
             if self._calls is not None:
                 stack.callback(self._calls.close)
-            caller = Caller(context, stack)
+            caller = Caller(context)
+            stack.callback(caller.close)
             if self._memory_limit is not None:
                 limit_memory(self._memory_limit)
             with context.stop.raising():
@@ -71,6 +80,16 @@ class WorkerProgram(ChildProgram):
                 )
                 connection.send_empty(FrameKind.READY)
                 _serve(connection, caller, self._begun.cell)
+
+
+class ImportedSerializer:
+    """A module with ``dumps`` and ``loads``, in a pickle."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return importlib.import_module, (self._name,)
 
 
 def _serve(connection: PoolConnection, caller: Caller, begun: memoryview) -> None:

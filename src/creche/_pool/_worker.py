@@ -27,7 +27,7 @@ from .._wire._messages import (
 )
 from .._wire._outcomes import Failure, Outcome, Value, cannot_unpickle, decode
 from .._wire._payloads import load, loader
-from ._calls import CallState, PoolCall, Unbegun
+from ._calls import CallState, PoolCall, Unbegun, Undecodable
 from ._channel import WorkerChannel
 from ._large_calls import COPY_IN_LOOP_BYTES, LargeCallSender
 from ._options import PoolOptions
@@ -244,7 +244,7 @@ class Worker:
 
     def _on_value(self, message: Message) -> None:
         """Take the small result of a call: what happens most, and has to be fast."""
-        payload = message[3]
+        payload = message[4]
         if type(payload) is not bytes:
             self._on_answer(message)
             return
@@ -252,7 +252,7 @@ class Worker:
         try:
             outcome: Outcome = Value(self._load(payload))
         except BaseException as error:
-            outcome = self._cannot_unpickle(error)
+            outcome = self._cannot_unpickle(error, 1)
         self._finished(call, message[2])
         call.finish(outcome)
 
@@ -263,7 +263,7 @@ class Worker:
 
     def _on_answer(self, message: Message) -> None:
         call = self.calls[0]
-        _, flags, seconds, payload = message
+        _, flags, seconds, items, payload = message
         number, last = call.answers, bool(flags & LAST)
         call.answers += 1
         if flags & LEAVING:
@@ -276,7 +276,7 @@ class Worker:
             try:
                 segment = self.channel.segments.receive()
             except (OSError, EOFError) as error:  # no descriptor left: ours, or for it
-                call.deliver(number, last, seconds, self._cannot_unpickle(error))
+                call.deliver(number, last, seconds, self._cannot_unpickle(error, items))
                 return
         if flags & HEAVY or _bytes_in(payload, segment) > COPY_IN_LOOP_BYTES:
             self._jobs.run(
@@ -297,7 +297,7 @@ class Worker:
 
     def _decode(self, message: Message, segment: Segment | None) -> Outcome:
         """Make an outcome of an answer; in a thread, or in the event loop where it is small."""
-        kind, flags, _, payload = message
+        kind, flags, _, items, payload = message
         try:
             if kind in (FrameKind.VALUE, FrameKind.VALUES):
                 if segment is not None:
@@ -308,7 +308,7 @@ class Worker:
             else:
                 sections = sections_of(payload, flags)
         except BaseException as error:
-            return self._cannot_unpickle(error)
+            return self._cannot_unpickle(error, items)
         frame = Frame(FrameKind(kind), sections)
         outcome = decode(
             frame,
@@ -321,8 +321,9 @@ class Worker:
             return Unbegun(outcome.exception)
         return outcome
 
-    def _cannot_unpickle(self, error: BaseException) -> Failure:
-        return Failure(cannot_unpickle("result", self.process.name, self.handle.pid, error))
+    def _cannot_unpickle(self, error: BaseException, items: int) -> Undecodable:
+        reason = cannot_unpickle("result", self.process.name, self.handle.pid, error)
+        return Undecodable(reason, items)
 
     def _finished(self, call: PoolCall, seconds: float = 0.0) -> None:
         """The worker is done with the call."""

@@ -16,7 +16,7 @@ from ._framing import BadFrameError, Buffer, FrameKind, Section
 
 _MAGIC = 0x6372
 _CALL_HEADER = struct.Struct("<HBBIQ")
-_ANSWER_HEADER = struct.Struct("<HBBfQ")
+_ANSWER_HEADER = struct.Struct("<HBBfIQ")
 CALL_HEADER_BYTES = _CALL_HEADER.size
 
 INLINE_BYTES = 64 * 1024
@@ -42,8 +42,9 @@ LEAVING = 16
 """The worker ends when it has sent this."""
 
 
-Message = tuple[int, int, float, Buffer | list[Buffer]]
-"""A message of a worker: kind, flags, how many seconds it worked, and the payload."""
+Message = tuple[int, int, float, int, Buffer | list[Buffer]]
+"""A message of a worker: kind, flags, how many seconds it worked, on how many items, and the
+payload."""
 
 
 def pack_call(kind: int, flags: int, number: int, size: int) -> bytes:
@@ -72,13 +73,14 @@ def number_of(header: bytes) -> int:
     return _CALL_HEADER.unpack(header)[3]  # type: ignore[no-any-return]
 
 
-def pack_answer(kind: int, flags: int, seconds: float, size: int) -> bytes:
+def pack_answer(kind: int, flags: int, seconds: float, size: int, items: int = 1) -> bytes:
     """Make the header of a message to the pool.
 
     :param seconds: how long the worker took
     :param size: bytes of the payload, which follows
+    :param items: how many items of a chunk it is about
     """
-    return _ANSWER_HEADER.pack(_MAGIC, kind, flags, seconds, size)
+    return _ANSWER_HEADER.pack(_MAGIC, kind, flags, seconds, items, size)
 
 
 class AnswerReader:
@@ -86,7 +88,7 @@ class AnswerReader:
 
     def __init__(self) -> None:
         self._rest = b""
-        self._head: tuple[int, int, float] | None = None  # of a large message, in progress
+        self._head: tuple[int, int, float, int] | None = None  # of a large message, in progress
         self._pieces: list[Buffer] = []
         self._missing = 0
 
@@ -108,17 +110,17 @@ class AnswerReader:
         start, end = 0, len(data)
         header = _ANSWER_HEADER.size
         while end - start >= header:
-            magic, kind, flags, seconds, size = _ANSWER_HEADER.unpack_from(data, start)
+            magic, kind, flags, seconds, items, size = _ANSWER_HEADER.unpack_from(data, start)
             if magic != _MAGIC or kind not in _KINDS or size > _MAX_BYTES:
                 raise BadFrameError(f"an answer cannot begin with {data[start : start + 16]!r}")
             stop = start + header + size
             if stop > end:
-                self._head = kind, flags, seconds
+                self._head = kind, flags, seconds, items
                 self._pieces = [data[start + header :]]
                 self._missing = stop - end
                 start = end
                 break
-            messages.append((kind, flags, seconds, data[start + header : stop]))
+            messages.append((kind, flags, seconds, items, data[start + header : stop]))
             start = stop
         self._rest = data[start:]
         return messages

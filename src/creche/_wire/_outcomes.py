@@ -24,11 +24,16 @@ from ._pickling import ArgumentHandles, dumps, loads
 Message = tuple[FrameKind, list[Section]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Value:
     """The function returned."""
 
     value: Any
+
+    def take(self) -> Any:
+        """Return the value, and keep it alive no longer."""
+        value, self.value = self.value, None
+        return value
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,213 @@
+"""A function applied to very many items."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import importlib
+import json
+import multiprocessing
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import anyio
+import psutil
+
+import creche
+
+from ._measuring import Row, Table, in_turn
+from ._pools import warm_up
+from ._work import nap, same
+
+WORKERS = 2
+ITEMS = 1_000_000
+CHUNK_SIZES = (100, 1_000, 10_000)
+
+TASKS = 20
+NAP = 0.1
+NO_NAPS = 100_000
+
+MIB = 1024 * 1024
+FEW_ITEMS, MANY_ITEMS = 1_000_000, 10_000_000
+
+
+def by_creche(
+    backend: str, func: Callable[[Any], Any], items: Sequence[Any], ordered: bool
+) -> Callable[[], float]:
+    """Return what measures how many seconds a map takes, in workers that are warm."""
+
+    async def main() -> float:
+        async with creche.open_pool(WORKERS, min_workers=WORKERS) as pool:
+            await warm_up(pool.run, WORKERS)
+            began = time.perf_counter()
+            async for _ in pool.map(func, items, ordered=ordered):
+                pass
+            return time.perf_counter() - began
+
+    return lambda: anyio.run(main, backend=backend)
+
+
+def by_multiprocessing(
+    func: Callable[[Any], Any], items: Sequence[Any], chunk_size: int
+) -> Callable[[], float]:
+    def main() -> float:
+        with multiprocessing.get_context("forkserver").Pool(WORKERS) as pool:
+            pool.map(nap, [0.2] * WORKERS, chunksize=1)  # until all of them have started
+            began = time.perf_counter()
+            for _ in pool.imap_unordered(func, items, chunksize=chunk_size):
+                pass
+            return time.perf_counter() - began
+
+    return main
+
+
+def by_executor(
+    func: Callable[[Any], Any], items: Sequence[Any], chunk_size: int
+) -> Callable[[], float]:
+    def main() -> float:
+        context = multiprocessing.get_context("forkserver")
+        with concurrent.futures.ProcessPoolExecutor(WORKERS, mp_context=context) as pool:
+            list(pool.map(nap, [0.2] * WORKERS))
+            began = time.perf_counter()
+            for _ in pool.map(func, items, chunksize=chunk_size):
+                pass
+            return time.perf_counter() - began
+
+    return main
+
+
+def by_mpire(
+    func: Callable[[Any], Any], items: Sequence[Any], chunk_size: int
+) -> Callable[[], float]:
+    mpire: Any = importlib.import_module("mpire")
+
+    def main() -> float:
+        with mpire.WorkerPool(WORKERS, start_method="forkserver", keep_alive=True) as pool:
+            pool.map(nap, [0.2] * WORKERS, chunk_size=1)
+            began = time.perf_counter()
+            for _ in pool.imap_unordered(func, items, chunk_size=chunk_size):
+                pass
+            return time.perf_counter() - began
+
+    return main
+
+
+def no_ops(rounds: int) -> Table:
+    items = range(ITEMS)
+    ours = {
+        f"creche, {name}, {order}": by_creche(backend, same, items, ordered)
+        for name, backend in (("asyncio", "asyncio"), ("Trio", "trio"))
+        for order, ordered in (("ordered", True), ("unordered", False))
+    }
+    floors = {
+        f"multiprocessing.Pool.imap_unordered, chunks of {size:,}": by_multiprocessing(
+            same, items, size
+        )
+        for size in CHUNK_SIZES
+    }
+    others = {"ProcessPoolExecutor.map, chunks of 10,000": by_executor(same, items, 10_000)}
+    with contextlib.suppress(ImportError):
+        fewer = items[: ITEMS // 10]  # the million takes it five seconds
+        mpire = by_mpire(same, fewer, 10_000)
+        others["mpire.imap_unordered, chunks of 10,000"] = lambda: 10 * mpire()
+    seconds = in_turn({**ours, **floors, **others}, rounds, warm_up=0)
+    best = max(ITEMS / seconds[name] for name in floors)
+    return Table(
+        "A map over a million numbers",
+        f"A function that returns its argument, {WORKERS} warm workers, the results iterated over."
+        " creche chooses its chunks itself. The ratio is to `imap_unordered` at its best.",
+        [
+            Row(
+                name,
+                ITEMS / value / 1e6,
+                "million/s",
+                ITEMS / value / best,
+                "at least 1 times the best imap_unordered" if name in ours else "",
+                ITEMS / value >= best if name in ours else None,
+            )
+            for name, value in seconds.items()
+        ],
+    )
+
+
+def naps() -> Table:
+    """Whether slow items are spread one by one, also where the items before them were fast."""
+    slow = [NAP] * TASKS
+    mixed = [0.0] * NO_NAPS + slow
+    contenders = {
+        "creche, asyncio": by_creche("asyncio", nap, slow, True),
+        "creche, Trio": by_creche("trio", nap, slow, True),
+        "imap_unordered, chunks of 1": by_multiprocessing(nap, slow, 1),
+        f"creche, asyncio, after {NO_NAPS:,} no-ops": by_creche("asyncio", nap, mixed, True),
+        f"creche, Trio, after {NO_NAPS:,} no-ops": by_creche("trio", nap, mixed, True),
+        f"imap_unordered, chunks of 1,000, after {NO_NAPS:,} no-ops": by_multiprocessing(
+            nap, mixed, 1_000
+        ),
+    }
+    seconds = in_turn(contenders, rounds=1, warm_up=0)
+    ideal = TASKS / WORKERS * NAP
+    return Table(
+        f"A map over {TASKS} tasks of 100 ms",
+        f"{WORKERS} warm workers. The ratio is to {ideal:g} s, which it takes if they are spread"
+        " one by one.",
+        [
+            Row(
+                name,
+                value,
+                "s",
+                value / ideal,
+                f"at most {limit:g} times" if name.startswith("creche") else "",
+                value <= limit * ideal if name.startswith("creche") else None,
+            )
+            for name, value in seconds.items()
+            for limit in [1.5 if "after" in name else 1.2]
+        ],
+    )
+
+
+async def memory_of_map(count: int) -> int:
+    """Return by how many bytes this process grows at most while it maps over so many items."""
+    async with creche.open_pool(WORKERS, min_workers=WORKERS) as pool:
+        await warm_up(pool.run, WORKERS)
+        me = psutil.Process()
+        before = most = me.memory_info().rss
+        number = 0
+        async for _ in pool.map(same, range(count)):
+            number += 1
+            if number % 50_000 == 0:
+                most = max(most, me.memory_info().rss)
+    return int(most - before)
+
+
+def memory_in_fresh_process(backend: str, count: int) -> float:
+    code = (
+        "import anyio, json, sys; from benchmarks._map import memory_of_map;"
+        f"json.dump(anyio.run(memory_of_map, {count}, backend={backend!r}), sys.stdout)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True)
+    return float(json.loads(done.stdout)) / MIB
+
+
+def memory() -> Table:
+    rows = []
+    for name, backend in (("asyncio", "asyncio"), ("Trio", "trio")):
+        few, many = (memory_in_fresh_process(backend, count) for count in (FEW_ITEMS, MANY_ITEMS))
+        rows += [
+            Row(f"{name}, over {FEW_ITEMS:,} numbers", few, "MiB"),
+            Row(f"{name}, over {MANY_ITEMS:,} numbers", many, "MiB"),
+            Row(f"{name}, more", many - few, "MiB", None, "at most 8 MiB", many - few <= 8),
+        ]
+    return Table(
+        "The parent's memory during a map",
+        "By how much its resident memory grows at most.",
+        rows,
+    )
+
+
+def measure(rounds: int) -> Iterator[Table]:
+    yield no_ops(rounds)
+    yield naps()
+    yield memory()

@@ -1,0 +1,942 @@
+"""ProcessPool.map: what it gives, in which order, how much it takes, and how it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import itertools
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.abc
+import anyio.lowlevel
+import cloudpickle
+import pytest
+import support
+import targets
+from support import TIMEOUT, Announcements, until
+
+import creche
+from creche import ItemOutcome, ProcessMap, ProcessPool, StopPolicy, open_pool
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Path:
+    """What waits for this file goes on when it exists."""
+    return tmp_path / "gate"
+
+
+class Numbers:
+    """An infinite input that counts what it has given out."""
+
+    def __init__(self) -> None:
+        self.given = 0
+
+    def __iter__(self) -> Iterator[int]:
+        return self
+
+    def __next__(self) -> int:
+        self.given += 1
+        return self.given - 1
+
+
+class AsyncNumbers:
+    def __init__(self) -> None:
+        self.given = 0
+
+    def __aiter__(self) -> AsyncIterator[int]:
+        return self
+
+    async def __anext__(self) -> int:
+        await anyio.lowlevel.checkpoint()
+        self.given += 1
+        return self.given - 1
+
+
+async def in_async(*items: Any, error: Exception | None = None) -> AsyncIterator[Any]:
+    for item in items:
+        await anyio.lowlevel.checkpoint()
+        yield item
+    if error is not None:
+        raise error
+
+
+def in_plain(*items: Any, error: Exception | None = None) -> Iterator[Any]:
+    yield from items
+    if error is not None:
+        raise error
+
+
+async def collect(values: ProcessMap[Any]) -> list[Any]:
+    return [value async for value in values]
+
+
+async def collect_into(received: list[Any], values: ProcessMap[Any]) -> None:
+    """For when an error ends that."""
+    async for value in values:
+        received += [value]
+
+
+async def take(values: ProcessMap[Any], number: int) -> list[Any]:
+    return [await anext(values) for _ in range(number)]
+
+
+def quiet(statistics: creche.PoolStatistics) -> bool:
+    return not statistics.calls_running and not statistics.calls_queued
+
+
+# --- values -------------------------------------------------------------------------------------
+
+
+async def test_values_come_in_order(start_method: str) -> None:
+    async with open_pool(2, start_method=start_method) as pool:
+        assert await collect(pool.map(support.double, range(1000))) == list(range(0, 2000, 2))
+
+
+async def test_all_combinations_of_options() -> None:
+    async with open_pool(2) as pool:
+        for size, chunksize, in_flight, ordered, on_error, kind in itertools.product(
+            (0, 1, 17),
+            (1, 3, 1000, "auto"),
+            (None, 1, 4),
+            (True, False),
+            ("raise", "yield"),
+            (range, lambda size: in_plain(*range(size)), lambda size: in_async(*range(size))),
+        ):
+            make_input: Any = kind
+            options: Any = {
+                "chunksize": chunksize,
+                "in_flight": in_flight,
+                "ordered": ordered,
+                "on_error": on_error,
+            }
+            values = await collect(pool.map(support.double, make_input(size), **options))
+            if on_error == "yield":
+                assert all(outcome.value == 2 * outcome.item for outcome in values)
+                assert all(outcome.index == outcome.item for outcome in values)
+                values = [outcome.value for outcome in values]
+            if not ordered:
+                values.sort()
+            assert values == list(range(0, 2 * size, 2)), options
+        statistics = pool.statistics()
+        assert statistics.restarts == statistics.calls_failed == statistics.calls_queued == 0
+
+
+async def test_many_items() -> None:
+    async with open_pool(2) as pool:
+        number = 0
+        async for value in pool.map(support.double, range(200_000)):
+            assert value == 2 * number
+            number += 1
+        assert number == 200_000
+        assert pool.statistics().calls_done == number
+
+
+async def test_kinds_of_functions(start_method: str) -> None:
+    async with open_pool(1, start_method=start_method) as pool:
+        for func in (
+            functools.partial(targets.add, extra=1),
+            functools.partial(targets.add_async, extra=1),
+            targets.Adder(1),
+            targets.AsyncAdder(1),
+            targets.Adder(1).add,
+            targets.Adder.add_one,
+        ):
+            assert await collect(pool.map(func, range(50))) == list(range(1, 51))
+
+
+async def test_function_that_returns_coroutines_now_and_then() -> None:
+    async with open_pool(2) as pool:
+        for chunksize in (1, 7, "auto"):
+            options: Any = {"chunksize": chunksize}
+            values = await collect(pool.map(targets.coroutine_if_odd, range(300), **options))
+            assert values == list(range(100, 400))
+
+
+async def test_async_functions_run_under_the_backend_of_the_parent(
+    anyio_backend_name: str,
+) -> None:
+    def ignore(_: int) -> Any:
+        return targets.backend_in_use()
+
+    async with open_pool(1, serializer=_CloudPickle()) as pool:
+        assert set(await collect(pool.map(ignore, range(10)))) == {anyio_backend_name}
+
+
+class _CloudPickle:
+    def dumps(self, obj: Any) -> bytes:
+        return cloudpickle.dumps(obj)  # type: ignore[no-any-return]
+
+    def loads(self, data: bytes) -> Any:
+        return cloudpickle.loads(data)
+
+
+async def test_values_that_take_long_to_pickle() -> None:
+    """So long that the worker's time for a chunk is over when it has answered for a part of it."""
+    async with open_pool(2) as pool:
+        func = functools.partial(targets.become_slow, 2000)
+        with anyio.fail_after(TIMEOUT / 4):
+            assert await collect(pool.map(func, range(2010))) == list(range(2010))
+
+
+@pytest.mark.parametrize("chunksize", [1, 10, "auto"])
+async def test_serializer(chunksize: Any) -> None:
+    async with open_pool(2, serializer=_CloudPickle()) as pool:
+        values = pool.map(lambda left, right: left * right, range(50), range(50))
+        assert await collect(values) == [i * i for i in range(50)]
+        funcs = [lambda value, i=i: value + i for i in range(30)]
+        adders = pool.map(lambda func: func(1), funcs, chunksize=chunksize)
+        assert await collect(adders) == list(range(1, 31))
+
+
+async def test_kinds_of_inputs() -> None:
+    async with open_pool(2) as pool:
+        send, receive = anyio.create_memory_object_stream[int](10)
+        for number in range(5):
+            send.send_nowait(number)
+        send.close()
+        inputs: list[Any] = [
+            [0, 1, 2, 3, 4],
+            (0, 1, 2, 3, 4),
+            range(5),
+            dict.fromkeys(range(5)),
+            iter(range(5)),
+            in_plain(*range(5)),
+            in_async(*range(5)),
+            receive,
+        ]
+        for items in inputs:
+            assert await collect(pool.map(targets.echo, items)) == list(range(5))
+        receive.close()
+        assert await collect(pool.map(targets.echo, "abc")) == ["a", "b", "c"]
+        assert await collect(pool.map(targets.echo, {1: 2})) == [1]
+
+
+async def test_items_and_values_of_any_kind() -> None:
+    items = [None, (), (1, 2), [], {}, "", b"", 0, False, ..., b"x" * 100_000, {"a": [1]}]
+    async with open_pool(2) as pool:
+        for chunksize in (1, 5, "auto"):
+            options: Any = {"chunksize": chunksize}
+            assert await collect(pool.map(targets.echo, items, **options)) == items
+
+
+async def test_several_iterables_end_with_the_shortest() -> None:
+    async with open_pool(2) as pool:
+        values = pool.map(targets.add, range(10), itertools.count(100))
+        assert values.total is None
+        assert await collect(values) == [100 + 2 * i for i in range(10)]
+        values = pool.map(targets.add, range(7), range(100, 200))
+        assert values.total == 7
+        assert await collect(values) == [100 + 2 * i for i in range(7)]
+        values = pool.map(targets.add, in_async(1, 2, 3), [10, 20], itertools.count())
+        with pytest.raises(TypeError):  # add() takes two
+            await collect(values)
+        values = pool.map(targets.add, in_async(1, 2, 3), [10, 20])
+        assert await collect(values) == [11, 22]
+        values = pool.map(targets.add, range(3), in_async(10, 20, 30, 40))
+        assert await collect(values) == [10, 21, 32]
+        values = pool.map(targets.add, in_async(1, 2), in_async(10, 20))
+        assert await collect(values) == [11, 22]
+
+
+async def test_empty_input() -> None:
+    async with open_pool(1) as pool:
+        for inputs in ([[]], [in_async()], [[], itertools.count()], [in_async(), [1]]):
+            iterables: Any = inputs
+            values = pool.map(targets.add, *iterables)
+            assert await collect(values) == []
+            assert values.done == 0
+            with pytest.raises(StopAsyncIteration):
+                await anext(values)
+        assert pool.statistics().workers == ()
+
+
+@pytest.mark.parametrize("chunksize", [1, 4, 100])
+async def test_fixed_chunksize(chunksize: int) -> None:
+    async with open_pool(2, max_tasks_per_worker=1) as pool:
+        pids = await collect(pool.map(targets.pid_of_worker, range(12), chunksize=chunksize))
+    # Each chunk has a process of its own.
+    assert [pid for pid, _ in itertools.groupby(pids)] == pids[::chunksize]
+    assert len(set(pids)) == -(-12 // chunksize)
+
+
+async def test_unordered_values_come_when_they_are_there(
+    announcements: Announcements, gate: Path
+) -> None:
+    func = functools.partial(targets.wait_for_file_if_item, 0, announcements.path, str(gate))
+    async with open_pool(2) as pool:
+        values = pool.map(func, range(100), ordered=False, chunksize=1)
+        assert set(await take(values, 99)) == set(range(1, 100))
+        gate.touch()
+        assert await collect(values) == [0]
+
+
+async def test_ordered_values_wait_for_those_before(
+    announcements: Announcements, gate: Path
+) -> None:
+    func = functools.partial(targets.wait_for_file_if_item, 0, announcements.path, str(gate))
+    async with open_pool(2) as pool:
+        values = pool.map(func, range(10), chunksize=1)
+        async with anyio.create_task_group() as tasks:
+            received: list[int] = []
+
+            async def receive() -> None:
+                received.extend(await collect(values))
+
+            tasks.start_soon(receive)
+            await announcements.get_pid()
+            await until(pool, lambda s: s.calls_done == 9)
+            assert received == []
+            gate.touch()
+        assert received == list(range(10))
+
+
+async def test_slow_item_does_not_hold_up_those_behind_it(
+    announcements: Announcements, gate: Path
+) -> None:
+    """Whatever chunk it is in: what its worker has not begun goes to another."""
+    func = functools.partial(targets.wait_for_file_if_item, 500, announcements.path, str(gate))
+    async with open_pool(2) as pool:
+        values = pool.map(func, range(600), ordered=False, chunksize=1)
+        received = await take(values, 599)
+        assert sorted([*received, 500]) == list(range(600))
+        gate.touch()
+        assert await collect(values) == [500]
+
+
+# --- the input ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("numbers", [Numbers, AsyncNumbers])
+@pytest.mark.parametrize("ordered", [True, False])
+async def test_infinite_input(numbers: Any, ordered: bool) -> None:
+    async with open_pool(2) as pool:
+        received: list[int] = []
+        async with pool.map(support.double, numbers(), ordered=ordered) as values:
+            assert values.total is None
+            async for value in values:
+                received.append(value)
+                if len(received) == 500:
+                    break
+        assert len(set(received)) == 500
+        if ordered:
+            assert received == list(range(0, 1000, 2))
+        await until(pool, quiet)
+        assert await pool.run(targets.add, 1) == 1
+
+
+async def test_async_input_is_closed() -> None:
+    closed = anyio.Event()
+
+    async def generate() -> AsyncIterator[int]:
+        try:
+            for number in itertools.count():
+                yield number
+                await anyio.lowlevel.checkpoint()
+        finally:
+            closed.set()
+
+    async with open_pool(1) as pool:
+        async with pool.map(support.double, generate()) as values:
+            assert await take(values, 10) == list(range(0, 20, 2))
+        with anyio.fail_after(TIMEOUT):
+            await closed.wait()
+
+
+@pytest.mark.parametrize("items", [in_plain, in_async])
+@pytest.mark.parametrize("number", [0, 1, 50])
+async def test_input_that_raises(items: Any, number: int) -> None:
+    async with open_pool(2) as pool:
+        received: list[Any] = []
+        values = pool.map(support.double, items(*range(number), error=LookupError("no more")))
+        with pytest.raises(LookupError, match="no more"):
+            await collect_into(received, values)
+        assert received == list(range(0, 2 * number, 2))
+        assert await collect(values) == []
+        outcomes = pool.map(
+            support.double, items(*range(number), error=LookupError("no more")), on_error="yield"
+        )
+        with pytest.raises(LookupError, match="no more"):
+            while True:
+                await anext(outcomes)
+
+
+async def test_input_that_is_none() -> None:
+    async with open_pool(1) as pool:
+        with pytest.raises(TypeError):
+            await collect(pool.map(targets.add, 5))  # type: ignore[call-overload]
+        with pytest.raises(TypeError, match="at least one iterable"):
+            pool.map(targets.add)
+
+
+@pytest.mark.parametrize("numbers", [Numbers, AsyncNumbers])
+@pytest.mark.parametrize("in_flight", [1, 3, 40])
+@pytest.mark.parametrize("chunksize", [1, 5, "auto"])
+async def test_in_flight_bounds_what_is_taken(numbers: Any, in_flight: int, chunksize: Any) -> None:
+    source = numbers()
+    async with (
+        open_pool(2) as pool,
+        pool.map(support.double, source, in_flight=in_flight, chunksize=chunksize) as values,
+    ):
+        for received in range(200):
+            assert await anext(values) == 2 * received
+            assert source.given - received <= in_flight
+        # Nobody takes a value: at some time all is done that there is room for.
+        await until(pool, quiet)
+        assert 0 < source.given - 199 <= in_flight
+
+
+async def test_in_flight_does_not_count_the_values_that_were_taken() -> None:
+    """A bound below the number of workers still keeps them busy, as far as it goes."""
+    async with open_pool(1) as pool:
+        values = pool.map(support.double, range(1000), in_flight=1, ordered=False)
+        assert await collect(values) == list(range(0, 2000, 2))
+
+
+@pytest.mark.parametrize("numbers", [Numbers, AsyncNumbers])
+@pytest.mark.parametrize("ordered", [True, False])
+async def test_slow_consumer_holds_up_the_input(numbers: Any, ordered: bool) -> None:
+    source = numbers()
+    async with open_pool(2) as pool:
+        values = pool.map(support.double, source, ordered=ordered)
+        async with values:
+            await take(values, 100)
+            await until(pool, quiet)  # which it would never be
+            taken, done = source.given, values.done
+            for _ in range(20):
+                await anyio.wait_all_tasks_blocked()
+            assert (source.given, values.done) == (taken, done)
+            assert len(await take(values, taken)) == taken  # it goes on
+            assert source.given > taken
+
+
+async def test_slow_first_item_bounds_what_is_kept(
+    announcements: Announcements, gate: Path
+) -> None:
+    """Values that wait for one before them count as well."""
+    source = Numbers()
+    func = functools.partial(targets.wait_for_file_if_item, 0, announcements.path, str(gate))
+    async with open_pool(2) as pool, pool.map(func, source, in_flight=50) as values:
+        async with anyio.create_task_group() as tasks:
+            received: list[int] = []
+
+            async def receive() -> None:
+                received.extend(await take(values, 100))
+
+            tasks.start_soon(receive)
+            await until(pool, lambda s: s.calls_running == 1 and s.calls_done > 0)
+            await announcements.get_pid()
+            await until(pool, lambda s: s.calls_done == source.given - 1)
+            assert source.given <= 50
+            assert received == []
+            gate.touch()
+        assert received == list(range(100))
+
+
+# --- errors -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunksize", [1, 7, 100, "auto"])
+async def test_error_ends_the_map(chunksize: Any) -> None:
+    async with open_pool(2) as pool:
+        values = pool.map(
+            functools.partial(targets.fail_if, 23), itertools.count(), chunksize=chunksize
+        )
+        received: list[Any] = []
+        with pytest.raises(LookupError, match="23 is bad") as caught:
+            await collect_into(received, values)
+        assert received == list(range(23))
+        assert caught.value.__notes__ == ["This was item 23 of the map: 23"]
+        assert isinstance(caught.value.__cause__, creche.RemoteTraceback)
+        assert "in fail_if" in str(caught.value.__cause__)
+        assert await collect(values) == []
+        assert await pool.run(targets.add, 1) == 1
+
+
+async def test_note_is_short() -> None:
+    items = ["a" * 10_000, "b"]
+    async with open_pool(1) as pool:
+        with pytest.raises(LookupError) as caught:
+            await collect(pool.map(functools.partial(targets.fail_if, items[0]), items))
+        (note,) = caught.value.__notes__
+        assert note.startswith("This was item 0 of the map: 'aaa")
+        assert len(note) < 200
+        with pytest.raises(LookupError) as caught:
+            await collect(pool.map(targets.fail_if, [1, 2, 3], [1, 0, 3]))
+        assert caught.value.__notes__ == ["This was item 0 of the map: (1, 1)"]
+
+
+async def outcomes_of(
+    pool: ProcessPool, func: Callable[..., Any], items: list[Any], chunksize: Any
+) -> list[ItemOutcome[Any]]:
+    outcomes = await collect(pool.map(func, items, chunksize=chunksize, on_error="yield"))
+    assert [outcome.index for outcome in outcomes] == list(range(len(items)))
+    for outcome, item in zip(outcomes, items, strict=True):
+        assert outcome.item is item
+        if outcome.exception is not None:
+            with pytest.raises(type(outcome.exception)) as caught:
+                _ = outcome.value
+            assert caught.value is outcome.exception
+    return outcomes
+
+
+CHUNKSIZES = pytest.mark.parametrize("chunksize", [1, 7, 100, "auto"])
+
+
+@CHUNKSIZES
+async def test_errors_as_outcomes(chunksize: Any) -> None:
+    items = list(range(60))
+    async with open_pool(2) as pool:
+        for bad in (0, 6, 7, 30, 59):
+            func = functools.partial(targets.fail_if, bad)
+            outcomes = await outcomes_of(pool, func, items, chunksize)
+            for outcome in outcomes:
+                if outcome.index == bad:
+                    assert isinstance(outcome.exception, LookupError)
+                    assert isinstance(outcome.exception.__cause__, creche.RemoteTraceback)
+                else:
+                    assert outcome.value == outcome.item
+        outcomes = await outcomes_of(pool, targets.fail, ["a"] * 60, chunksize)
+        assert all(isinstance(outcome.exception, LookupError) for outcome in outcomes)
+        statistics = pool.statistics()
+        assert statistics.restarts == 0
+        assert statistics.calls_failed == 5 + 60
+
+
+async def test_errors_of_async_functions_as_outcomes() -> None:
+    async with open_pool(1) as pool:
+        outcomes = await outcomes_of(pool, targets.fail_async, ["a", "b"], "auto")
+        assert [str(outcome.exception) for outcome in outcomes] == ["a", "b"]
+
+
+@CHUNKSIZES
+@pytest.mark.parametrize("bad", [0, 33, 59])
+async def test_items_that_cannot_be_pickled(chunksize: Any, bad: int) -> None:
+    items: list[Any] = list(range(60))
+    items[bad] = lambda: None
+    async with open_pool(2) as pool:
+        outcomes = await outcomes_of(pool, targets.echo, items, chunksize)
+        for outcome in outcomes:
+            if outcome.index == bad:
+                assert isinstance(outcome.exception, creche.SerializationError)
+                assert "argument 1" in str(outcome.exception)
+            else:
+                assert outcome.value == outcome.item
+        received: list[Any] = []
+        with pytest.raises(creche.SerializationError):
+            await collect_into(received, pool.map(targets.echo, items, chunksize=chunksize))
+        assert received == items[:bad]
+
+
+async def test_function_that_cannot_be_pickled() -> None:
+    async with open_pool(1) as pool:
+        outcomes = await outcomes_of(pool, lambda item: item, [1, 2, 3], "auto")
+        for outcome in outcomes:
+            assert isinstance(outcome.exception, creche.SerializationError)
+            assert "the function" in str(outcome.exception)
+
+
+@CHUNKSIZES
+@pytest.mark.parametrize("bad", [0, 33, 59])
+async def test_items_that_cannot_be_unpickled(chunksize: Any, bad: int) -> None:
+    items: list[Any] = list(range(60))
+    items[bad] = support.RefusesUnpickling()
+    async with open_pool(2) as pool:
+        outcomes = await outcomes_of(pool, targets.echo, items, chunksize)
+        for outcome in outcomes:
+            if outcome.index == bad:
+                assert isinstance(outcome.exception, creche.SerializationError)
+                assert "not in here" in str(outcome.exception)
+            else:
+                assert outcome.value == outcome.item
+        assert pool.statistics().restarts == 0
+
+
+@CHUNKSIZES
+@pytest.mark.parametrize("bad", [0, 33, 59])
+async def test_values_that_cannot_be_pickled(chunksize: Any, bad: int) -> None:
+    async with open_pool(2) as pool:
+        func = functools.partial(targets.lock_if, bad)
+        outcomes = await outcomes_of(pool, func, list(range(60)), chunksize)
+        for outcome in outcomes:
+            if outcome.index == bad:
+                assert isinstance(outcome.exception, creche.SerializationError)
+                assert "lock" in str(outcome.exception)
+            else:
+                assert outcome.value == outcome.item
+        assert pool.statistics().restarts == 0
+
+
+@CHUNKSIZES
+async def test_values_that_cannot_be_unpickled(
+    chunksize: Any, announcements: Announcements
+) -> None:
+    """All that travelled with it may be lost, but nothing is run twice."""
+    func = functools.partial(targets.announce_and_refuse, announcements.path, 20)
+    async with open_pool(2) as pool:
+        outcomes = await outcomes_of(pool, func, list(range(40)), chunksize)
+        for outcome in outcomes:
+            if outcome.exception is None:
+                assert outcome.value == outcome.item
+            else:
+                assert isinstance(outcome.exception, creche.SerializationError)
+        assert outcomes[20].exception is not None
+        if chunksize == 1:
+            assert sum(outcome.exception is not None for outcome in outcomes) == 1
+        support.announce(announcements.path, "end")
+        lines = [await announcements.get()]
+        while lines[-1] != "end":
+            lines.append(await announcements.get())
+        assert sorted(map(int, lines[:-1])) == list(range(40))
+
+
+@CHUNKSIZES
+async def test_stop_iteration_of_the_function(chunksize: Any) -> None:
+    async with open_pool(2) as pool:
+        func = functools.partial(targets.stop_iteration_if, 30)
+        outcomes = await outcomes_of(pool, func, list(range(60)), chunksize)
+        for outcome in outcomes:
+            if outcome.index == 30:
+                assert isinstance(outcome.exception, creche.RemoteError)
+                assert outcome.exception.type_name == "builtins.StopIteration"
+            else:
+                assert outcome.value == outcome.item
+
+
+async def test_timeout_of_an_item(announcements: Announcements) -> None:
+    func = functools.partial(targets.wait_if, 2, announcements.path)
+    async with open_pool(2, min_workers=2) as pool:
+        before = {worker.pid for worker in pool.statistics().workers}
+        outcomes = await collect(pool.map(func, range(6), timeout=1, on_error="yield"))
+        assert [outcome.index for outcome in outcomes] == list(range(6))
+        (stopped,) = before - {worker.pid for worker in pool.statistics().workers}
+        assert stopped is not None
+        assert support.wait_until_gone(stopped, 0)
+        for outcome in outcomes:
+            if outcome.index == 2:
+                assert isinstance(outcome.exception, creche.ProcessTimeout)
+                assert "item 2" in str(outcome.exception)
+                assert "timeout of 1 seconds" in str(outcome.exception)
+            else:
+                assert outcome.value == outcome.item
+        assert pool.statistics().restarts == 1
+        received: list[Any] = []
+        with pytest.raises(creche.ProcessTimeout, match="item 2"):
+            await collect_into(received, pool.map(func, range(6), timeout=1))
+        assert received == [0, 1]
+
+
+async def test_timeout_does_not_count_the_wait_for_a_worker(
+    announcements: Announcements, gate: Path
+) -> None:
+    """Nor what the consumer takes between two values."""
+    async with open_pool(1) as pool, anyio.create_task_group() as tasks:
+        tasks.start_soon(pool.run, targets.wait_for_file, announcements.path, str(gate))
+        await announcements.get_pid()
+        values = pool.map(support.double, range(3), timeout=TIMEOUT)
+        await until(pool, lambda s: s.calls_queued == 0 or s.calls_running == 1)
+        gate.touch()
+        assert await collect(values) == [0, 2, 4]
+
+
+# --- progress -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("on_error", ["raise", "yield"])
+@pytest.mark.parametrize("ordered", [True, False])
+async def test_progress(on_error: Any, ordered: bool) -> None:
+    told: list[tuple[int, int | None]] = []
+
+    def note(done: int, total: int | None) -> None:
+        told.append((done, total))
+
+    async with open_pool(2) as pool:
+        values = pool.map(
+            support.double, range(300), on_progress=note, on_error=on_error, ordered=ordered
+        )
+        assert values.total == 300
+        assert len(await collect(values)) == values.done == 300
+        counts = [done for done, _ in told]
+        assert counts == sorted(set(counts))
+        assert told[-1] == (300, 300)
+        assert {total for _, total in told} == {300}
+
+        told.clear()
+        await collect(pool.map(support.double, in_async(*range(10)), on_progress=note))
+        assert told[-1] == (10, None)
+
+        told.clear()
+        outcomes = pool.map(targets.fail, ["a"] * 5, on_progress=note, on_error="yield")
+        await collect(outcomes)
+        assert told[-1] == (5, 5)
+
+
+async def test_progress_that_raises() -> None:
+    def fail(done: int, total: int | None) -> None:
+        raise ZeroDivisionError
+
+    async with open_pool(1) as pool:
+        with pytest.raises(ZeroDivisionError):
+            await collect(pool.map(support.double, itertools.count(), on_progress=fail))
+        await until(pool, quiet)
+        assert await pool.run(targets.add, 1) == 1
+
+
+async def test_done_and_total() -> None:
+    async with open_pool(1) as pool:
+        values = pool.map(support.double, [1, 2, 3])
+        assert (values.done, values.total) == (0, 3)
+        assert await anext(values) == 2
+        assert 1 <= values.done <= 3
+        await collect(values)
+        assert (values.done, values.total) == (3, 3)
+
+
+# --- the end ------------------------------------------------------------------------------------
+
+
+WAITING = pytest.mark.parametrize("target", [support.clean_up, support.clean_up_async])
+
+
+@WAITING
+@pytest.mark.parametrize("leave", ["async with", "aclose", "error"])
+async def test_leaving_early_stops_what_runs(
+    target: Any, leave: str, announcements: Announcements
+) -> None:
+    async with open_pool(2, stop=StopPolicy(grace=TIMEOUT)) as pool:
+        values = pool.map(target, itertools.repeat(announcements.path), chunksize=1)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_expect_end, values)
+            running = {await announcements.get_pid() for _ in range(2)}
+            if leave == "aclose":
+                await values.aclose()
+            elif leave == "async with":
+                async with values:
+                    pass
+            else:
+                with pytest.raises(ZeroDivisionError):
+                    async with values:
+                        raise ZeroDivisionError
+        assert all(support.wait_until_gone(pid, 0) for pid in running)
+        assert [await announcements.get() for _ in range(2)] == ["cleaned up"] * 2
+        await values.aclose()  # again
+        assert await collect(values) == []
+        assert await pool.run(targets.add, 1) == 1
+        statistics = pool.statistics()
+        assert statistics.calls_queued == 0
+        assert statistics.restarts == 2
+
+
+async def _expect_end(values: ProcessMap[Any]) -> None:
+    with pytest.raises(StopAsyncIteration):
+        await anext(values)
+
+
+async def test_break_stops_what_runs(announcements: Announcements) -> None:
+    func = functools.partial(targets.wait_if, 3, announcements.path)
+
+    async def use() -> int:
+        async for value in pool.map(func, itertools.count(), ordered=False, chunksize=1):
+            if value >= 4:
+                pid = await announcements.get_pid()
+                break
+        return pid
+
+    async with open_pool(2) as pool:
+        pid = await use()
+        gc.collect()
+        # Nobody waits for it, but it goes.
+        await until(pool, lambda s: pid not in {worker.pid for worker in s.workers})
+        assert support.wait_until_gone(pid)
+        assert await collect(pool.map(support.double, [1, 2])) == [2, 4]
+
+
+async def test_garbage_collected_map(announcements: Announcements) -> None:
+    numbers = Numbers()
+    async with open_pool(1) as pool:
+        values: Any = pool.map(targets.wait_for_ever, [announcements.path])
+        task_scope = anyio.CancelScope()
+        with task_scope:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(anext, values)
+                pid = await announcements.get_pid()
+                task_scope.cancel()
+        assert support.wait_until_gone(pid, 0)
+
+        values = pool.map(support.double, numbers)
+        await take(values, 10)
+        del values
+        gc.collect()
+        await until(pool, quiet)
+        taken = numbers.given
+        for _ in range(20):
+            await anyio.wait_all_tasks_blocked()
+        assert numbers.given == taken
+
+        unused = pool.map(support.double, AsyncNumbers())
+        await anyio.wait_all_tasks_blocked()
+        del unused
+        gc.collect()
+
+
+@WAITING
+async def test_cancelled(target: Any, announcements: Announcements) -> None:
+    async with open_pool(2, stop=StopPolicy(grace=TIMEOUT)) as pool:
+        values = pool.map(target, itertools.repeat(announcements.path), chunksize=1)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(collect, values)
+            running = {await announcements.get_pid() for _ in range(2)}
+            tasks.cancel_scope.cancel()
+        assert all(support.wait_until_gone(pid, 0) for pid in running)
+        assert await collect(values) == []
+        assert await pool.run(targets.add, 1) == 1
+
+
+async def test_other_calls_do_not_notice(announcements: Announcements, gate: Path) -> None:
+    async with open_pool(2) as pool, anyio.create_task_group() as tasks:
+        tasks.start_soon(pool.run, targets.wait_for_file, announcements.path, str(gate))
+        held = await announcements.get_pid()
+        values = pool.map(targets.wait_for_ever, [announcements.path] * 5)
+        async with anyio.create_task_group() as receiving:
+            receiving.start_soon(_expect_end, values)
+            pid = await announcements.get_pid()
+            await values.aclose()
+        assert support.wait_until_gone(pid, 0)
+        statistics = pool.statistics()
+        assert held in {worker.pid for worker in statistics.workers if worker.state == "busy"}
+        gate.touch()
+
+
+async def test_two_consumers_at_once(announcements: Announcements, gate: Path) -> None:
+    async with open_pool(1) as pool:
+        call = functools.partial(targets.wait_for_file, announcements.path)
+        values = pool.map(call, [str(gate)])
+        async with anyio.create_task_group() as tasks:
+            received: list[str] = []
+
+            async def receive() -> None:
+                received.append(await anext(values))
+
+            tasks.start_soon(receive)
+            await announcements.get_pid()
+            with pytest.raises(anyio.BusyResourceError):
+                await anext(values)
+            gate.touch()
+        assert received == ["seen"]
+
+
+async def test_two_maps_at_once() -> None:
+    results: dict[int, list[int]] = {}
+
+    async def use(factor: int) -> None:
+        items = range(0, 3000 * factor, factor)
+        results[factor] = await collect(pool.map(support.double, items))
+
+    async with open_pool(2) as pool, anyio.create_task_group() as tasks:
+        for factor in (1, 2, 3):
+            tasks.start_soon(use, factor)
+    assert results == {n: list(range(0, 6000 * n, 2 * n)) for n in (1, 2, 3)}
+
+
+async def test_calls_are_served_while_an_infinite_map_runs() -> None:
+    async with open_pool(1) as pool, anyio.create_task_group() as tasks:
+
+        async def consume() -> None:
+            async for _ in pool.map(support.double, itertools.count()):
+                pass
+
+        tasks.start_soon(consume)
+        for number in range(20):
+            assert await pool.run(targets.add, number) == number
+        tasks.cancel_scope.cancel()
+
+
+async def test_closed_pool() -> None:
+    async with open_pool(1, name="K") as pool:
+        numbers = Numbers()
+        values = pool.map(support.double, numbers)
+        assert await anext(values) == 0
+    received = 0
+    with pytest.raises(creche.ProcessClosedError, match="'K' was closed before the map had ended"):
+        async for _ in values:
+            received += 1
+    assert received < numbers.given
+    assert await collect(values) == []
+    with pytest.raises(creche.ProcessClosedError):
+        pool.map(support.double, [1])
+
+
+async def test_closing_the_pool_ends_a_map_whose_consumer_waits(
+    announcements: Announcements,
+) -> None:
+    async with anyio.create_task_group() as tasks:
+
+        async def consume() -> None:
+            with pytest.raises(creche.ProcessClosedError):
+                await collect(pool.map(targets.wait_for_ever, [announcements.path] * 3))
+
+        with pytest.raises(ZeroDivisionError):
+            async with open_pool(1) as pool:
+                tasks.start_soon(consume)
+                pid = await announcements.get_pid()
+                raise ZeroDivisionError
+        assert support.wait_until_gone(pid, 0)
+
+
+async def test_leaving_the_pool_while_another_task_takes_values() -> None:
+    """The map ends: with all of its values, or with an error after some of them."""
+    received: list[int] = []
+
+    async def consume(*, task_status: anyio.abc.TaskStatus[None]) -> None:
+        values = pool.map(support.double, range(5000))
+        received.append(await anext(values))
+        task_status.started()
+        with contextlib.suppress(creche.ProcessClosedError):
+            await collect_into(received, values)
+
+    async with anyio.create_task_group() as tasks, open_pool(1) as pool:
+        await tasks.start(consume)
+    assert received == list(range(0, 2 * len(received), 2))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"chunksize": 0}, ValueError, "chunksize must be 1 or more"),
+        ({"chunksize": -1}, ValueError, "chunksize must be 1 or more"),
+        ({"chunksize": 1.5}, TypeError, 'chunksize must be an integer or "auto"'),
+        ({"chunksize": "automatic"}, TypeError, 'chunksize must be an integer or "auto"'),
+        ({"chunksize": True}, TypeError, 'chunksize must be an integer or "auto"'),
+        ({"in_flight": 0}, ValueError, "in_flight must be 1 or more"),
+        ({"in_flight": -1}, ValueError, "in_flight must be 1 or more"),
+        ({"in_flight": 1.5}, TypeError, "in_flight must be an integer"),
+        ({"in_flight": "auto"}, TypeError, "in_flight must be an integer"),
+        ({"timeout": -1}, ValueError, "timeout must be"),
+        ({"timeout": float("nan")}, ValueError, "timeout must be"),
+        ({"timeout": "1"}, TypeError, "timeout must be"),
+        ({"timeout": 1, "chunksize": 2}, ValueError, "chunksize must be 1 or left out"),
+        ({"on_error": "ignore"}, ValueError, 'on_error must be "raise" or "yield"'),
+        ({"on_error": None}, ValueError, 'on_error must be "raise" or "yield"'),
+        ({"on_progress": 5}, TypeError, "on_progress must be callable"),
+    ],
+    ids=lambda value: str(next(iter(value))) if isinstance(value, dict) else "",
+)
+async def test_bad_options(options: dict[str, Any], error: type[Exception], text: str) -> None:
+    async with open_pool(1) as pool:
+        with pytest.raises(error, match=text):
+            pool.map(targets.add, [1], **options)
+
+
+async def test_max_tasks_per_worker_counts_chunks() -> None:
+    async with open_pool(2, max_tasks_per_worker=2) as pool:
+        pids = await collect(pool.map(targets.pid_of_worker, range(80), chunksize=10))
+        assert len(pids) == 80
+        assert all(pids.count(pid) <= 20 for pid in pids)
+        assert os.getpid() not in pids
+        assert pool.statistics().restarts == 0
