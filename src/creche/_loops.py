@@ -177,7 +177,7 @@ class Latch:
 
 
 class _AsyncioWaiter:
-    """A future that resumes its task at once when it is woken, not in the loop's next round.
+    """A future that can resume its task at once when it is woken, not in the loop's next round.
 
     Tasks accept anything that behaves as a future, which ``_asyncio_future_blocking`` tells them.
     """
@@ -192,13 +192,19 @@ class _AsyncioWaiter:
         self._wakeup: Callable[[Any], object] | None = None
 
     def wake(self) -> None:
+        """Resume the task, which may run before this returns."""
+        if self._wakeup is None or asyncio.current_task(self._loop) is not None:
+            self.wake_soon()  # one task cannot run inside of another
+        else:
+            self._awake = True
+            wakeup, self._wakeup = self._wakeup, None
+            self._context.run(wakeup, self)
+
+    def wake_soon(self) -> None:
+        """Resume the task when the caller is done."""
         self._awake = True
         wakeup, self._wakeup = self._wakeup, None
-        if wakeup is None:
-            return
-        if asyncio.current_task(self._loop) is None:
-            self._context.run(wakeup, self)
-        else:  # one task cannot run inside of another
+        if wakeup is not None:
             self._loop.call_soon(wakeup, self, context=self._context)
 
     def __await__(self) -> Generator[Any, None, None]:
@@ -252,6 +258,8 @@ class _TrioWaiter:
         else:
             self._task = lowlevel.current_task()
             yield from lowlevel.wait_task_rescheduled(self._abort).__await__()
+
+    wake_soon = wake
 
     def _abort(self, _raise_cancel: Any) -> Any:
         self._task = None

@@ -213,7 +213,7 @@ class PoolEngine:
         def then(_owner: object, pickled: Outcome) -> None:
             nonlocal result
             result = pickled
-            waiter.wake()
+            waiter.wake_soon()
 
         owner = object()
         self.jobs.run(owner, work, then)
@@ -226,7 +226,7 @@ class PoolEngine:
 
     async def _wait_for_change(self) -> None:
         waiter = waiter_in(self.loop)
-        self.scheduler.on_change = waiter.wake
+        self.scheduler.on_change = waiter.wake_soon
         try:
             await waiter
         finally:

@@ -92,7 +92,7 @@ class MapInput:
         """There may be more room than there was."""
         if self._waiting_for_room is not None and self._room() > 0:
             waiter, self._waiting_for_room = self._waiting_for_room, None
-            waiter.wake()
+            waiter.wake_soon()
 
     def stop(self) -> None:
         """Take no more items."""

@@ -198,7 +198,7 @@ class MapRun:
 
     def _wake(self) -> None:
         if self._waiter is not None and (self._ready or self._at_end):
-            self._waiter.wake()
+            self._waiter.wake_soon()
 
     # --- the input ------------------------------------------------------------------------------
 
@@ -223,11 +223,11 @@ class MapRun:
         if self.over or self._error is not None:
             return
         if self.engine.closed:
-            self.break_off(
-                ProcessClosedError(
-                    f"pool {self.engine.options.name!r} was closed before the map had ended"
-                )
-            )
+            if not self._given_back and not self._input.take(1) and self._input.exhausted:
+                return  # there is nothing to be fed
+            name = self.engine.options.name
+            self._error = ProcessClosedError(f"pool {name!r} was closed before the map had ended")
+            self._input.stop()
             return
         while len(self._chunks) < self._workers * _RUNNING_CHUNKS:
             if self._given_back:

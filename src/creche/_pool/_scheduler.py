@@ -115,6 +115,7 @@ class Scheduler:
         self._feed()
         if stopped is not None:
             self._grow()
+        self._tell()
         return stopped
 
     def _worker_of(self, call: PoolCall) -> Worker | None:
@@ -155,8 +156,7 @@ class Scheduler:
         self._idle.append(worker)
         self._feed()
         self._check_idle_later()
-        if self.on_change is not None:
-            self.on_change()
+        self._tell()
 
     def worker_finished(self, worker: Worker, call: PoolCall, seconds: float) -> None:
         if call.what is not None:
@@ -175,8 +175,7 @@ class Scheduler:
                 self._check_idle_later()
         if self._queue or (self._idle and len(self._alive) > 1):
             self._feed()
-        if self.on_change is not None:
-            self.on_change()
+        self._tell()
 
     def worker_ending(self, worker: Worker) -> None:
         self._alive.discard(worker)
@@ -195,8 +194,7 @@ class Scheduler:
                 self._start_failed(worker.handle.outcome)
             self._feed()
             self._grow()
-        if self.on_change is not None:
-            self.on_change()
+        self._tell()
 
     def statistics(self) -> PoolStatistics:
         """Return how things are just now."""
@@ -215,6 +213,10 @@ class Scheduler:
         self._failed += failed
 
     # --- inner workings -------------------------------------------------------------------------
+
+    def _tell(self) -> None:
+        if self.on_change is not None:
+            self.on_change()
 
     def _may_begin(self) -> bool:
         """Whether one more worker may be busy."""
@@ -331,8 +333,7 @@ class Scheduler:
             self.start_error = _cannot_start(self._options, error)
             if not self.ready_workers:
                 self.fail_all(self.start_error)
-        if self.on_change is not None:
-            self.on_change()
+        self._tell()
 
     def _retire(self, worker: Worker) -> None:
         worker.retire(self._options.stop.exit_timeout)
