@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from ._platform import (
     SignalThread,
@@ -48,6 +48,20 @@ class StopListener:
         on_stop_request(self._request)
         if forked:
             self._thread = on_missed_stop_request(self._request_from_thread)
+
+    def check(self) -> None:
+        """Raise what a request was to raise, in case that it was lost.
+
+        The interpreter swallows exceptions in some places, and so does code in others.
+
+        :raises StopRequested: if the parent has asked this process to stop
+        """
+        if self._requested:
+            _raise_stop_requested()
+
+    def remembering(self) -> AbstractContextManager[None]:
+        """Have a request in the block remembered, for :meth:`check`."""
+        return self.reacting(_remember)
 
     def close(self) -> None:
         """The function is over: from here on a request ends the process at once."""
@@ -104,6 +118,10 @@ class StopListener:
 
         # The interpreter makes the instance when it raises it: that is how we hear of it.
         return type("StopRequested", (StopRequested,), {"__init__": on_raised})
+
+
+def _remember() -> None:
+    pass
 
 
 def _raise_stop_requested() -> None:

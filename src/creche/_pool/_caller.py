@@ -42,9 +42,16 @@ class Caller:
 
     def await_value(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         """Run a coroutine in the event loop. A request to stop cancels it."""
-        portal = self._open_portal()
-        scope = portal.call(anyio.CancelScope)
-        with self._context.stop.reacting(lambda: portal.start_task_soon(scope.cancel)):
+        stop = self._context.stop
+        try:
+            with stop.remembering():  # which must not interrupt what concerns the loop's thread
+                portal = self._open_portal()
+                scope = portal.call(anyio.CancelScope)
+            stop.check()
+        except BaseException:
+            coroutine.close()
+            raise
+        with stop.reacting(lambda: portal.start_task_soon(scope.cancel)):
             stopped, value = portal.call(_await_in_scope, scope, coroutine)
         if stopped:
             raise StopRequested

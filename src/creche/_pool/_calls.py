@@ -19,6 +19,7 @@ _UNKNOWN_SECONDS = 1.0
 class CallState(enum.Enum):
     QUEUED = "queued"
     SENT = "sent"
+    FAILING = "failing"  # taken out of the queue, as nothing will run
     DONE = "done"
 
 

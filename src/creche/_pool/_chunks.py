@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Protocol
 
-from .._errors import ProcessDied, ProcessTimeout
+from .._errors import ProcessDied, ProcessTimeout, RemoteError
 from .._wire._framing import FrameKind
 from .._wire._outcomes import Outcome, Value
 from .._wire._payloads import Payload
@@ -78,8 +78,12 @@ class Part:
         assert self.error is not None
         if yields_errors:
             return [ItemOutcome(self.start, self._items[0], self.error, None)]
-        self.error.add_note(f"This was item {self.start} of the map: {_short(self._items[0])}")
-        raise self.error
+        error = self.error
+        if isinstance(error, StopAsyncIteration):  # which would look like the end of the map
+            error = RemoteError("builtins.StopAsyncIteration", str(error), str(error.__cause__))
+            error.__cause__ = self.error.__cause__
+        error.add_note(f"This was item {self.start} of the map: {_short(self._items[0])}")
+        raise error
 
 
 class Chunk(PoolCall):

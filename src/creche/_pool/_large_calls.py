@@ -28,7 +28,7 @@ class LargeCallSender:
 
     One at a time, to a worker that has no other: what is sent of such a call cannot be taken back.
 
-    :param on_failed: called where a call was sent in part and cannot be finished
+    :param on_failed: called where a call that was to be sent cannot be
     """
 
     def __init__(
@@ -38,19 +38,20 @@ class LargeCallSender:
         self._channel = channel
         self._jobs = jobs
         self._on_failed = on_failed
-        self._writing = False
+        self._unsent = False
 
     def send(self, call: PoolCall) -> bool:
         """Begin to send a call; return whether that could be begun."""
         sections = call.payload.sections
         size = sum(map(size_of, sections))
         self.call = call
+        self._unsent = True
         if size <= INLINE_BYTES or self._channel.segments is None:
             begun = self._send_inline(call)
         elif size <= COPY_IN_LOOP_BYTES:
             begun = self._send_segment(call, _write(call))
         else:
-            begun = self._writing = True
+            begun = True
             self._jobs.run(call, lambda: _write(call), self._on_written)
         if not begun:
             self.call = None
@@ -58,9 +59,8 @@ class LargeCallSender:
 
     def withdraw(self, call: PoolCall) -> bool:
         """Do not send a call, if nothing of it has been sent yet; return whether that is so."""
-        if not self._writing or self.call is not call:
+        if not self._unsent or self.call is not call:
             return False
-        self._writing = False
         self.call = None
         self._jobs.abandon(call)
         return True
@@ -71,7 +71,6 @@ class LargeCallSender:
             self.call = None
 
     def _on_written(self, call: PoolCall, segment: Segment | None) -> None:
-        self._writing = False
         if not self._send_segment(call, segment):
             self._on_failed()
 
@@ -82,9 +81,10 @@ class LargeCallSender:
         try:
             self._channel.segments.send(segment)
         except OSError:  # nobody is there to receive it
-            return True
+            return False
         table = table_of(call.payload.sections)
-        return self._channel.send(pack_call(call.kind, SEGMENT, call.number, len(table)) + table)
+        header = pack_call(call.kind, SEGMENT, call.number, len(table))
+        return self._sent(self._channel.send(header + table))
 
     def _send_inline(self, call: PoolCall) -> bool:
         sections = call.payload.sections
@@ -94,7 +94,11 @@ class LargeCallSender:
             flags = BUFFERS
         pieces: list[Buffer] = [piece for section in sections for piece in section]
         header = pack_call(call.kind, flags, call.number, size_of(pieces))
-        return self._channel.send_large(header, pieces)
+        return self._sent(self._channel.send_large(header, pieces))
+
+    def _sent(self, succeeded: bool) -> bool:
+        self._unsent = not succeeded
+        return succeeded
 
 
 def _write(call: PoolCall) -> Segment | None:

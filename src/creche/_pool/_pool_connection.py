@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from .._errors import WorkerMemoryError
@@ -47,10 +48,16 @@ class PoolConnection:
         self.serializer = serializer
         self.out_of_memory = False
         """Whether a call has run into the memory limit: the worker serves no other."""
+        self._pid = os.getpid()
         self._wire = wire
         self._calls = calls
         self._segments = segments
         self._memory_limit = memory_limit
+
+    def leave_if_forked(self) -> None:
+        """The function has made a fork, which came back from it, too: it ends here."""
+        if os.getpid() != self._pid:
+            os._exit(0)
 
     def receive_call(self) -> memoryview | bytes:
         """Wait for the next call; nothing when the pool has closed the connection."""
@@ -98,6 +105,7 @@ class PoolConnection:
             self.send_report(*failure_message(FrameKind.BAD_CALL, error), LAST)
 
     def send_exception(self, error: BaseException, flags: int, seconds: float = 0.0) -> None:
+        self.leave_if_forked()
         if self.check_memory(error):
             assert self._memory_limit is not None
             error = WorkerMemoryError(self._memory_limit).with_traceback(error.__traceback__)
@@ -106,6 +114,7 @@ class PoolConnection:
         self.send_report(*message, flags, seconds)
 
     def send_value(self, value: object, seconds: float) -> None:
+        self.leave_if_forked()
         if self.serializer is None and is_plain((value,)):
             data = dumps_plain(value)
             self._wire.write(pack_answer(FrameKind.VALUE, LAST, seconds, len(data)) + data)
@@ -119,6 +128,7 @@ class PoolConnection:
 
     def send_values(self, values: list[Any], flags: int, seconds: float) -> None:
         """Answer for the next items of a chunk."""
+        self.leave_if_forked()
         try:
             payload = dump(values, self.serializer)
         except BaseException as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -20,6 +21,10 @@ _AHEAD_CALLS = 64
 
 # Deaths in a row, of workers that have not come to serve.
 _MAX_START_FAILURES = 3
+
+# A worker with nothing else to do that has not received a call by then does not run: somebody has
+# stopped it by a signal.
+_DEAF_SECONDS = 0.25
 
 # Of how many functions it is remembered how long they take.
 _MAX_KNOWN = 1000
@@ -59,6 +64,7 @@ class Scheduler:
         self._idle: list[Worker] = []  # the one that worked last at the end
         self._seconds: dict[object, float] = {}  # that a function takes
         self._start_failures = 0
+        self._failed_at = -math.inf  # when a worker last has
         self._restarts = 0
         self._done = 0
         self._failed = 0
@@ -123,10 +129,13 @@ class Scheduler:
 
     def fail_all(self, error: BaseException) -> None:
         """Fail every call that waits."""
-        queue, self._queue, self._called_off = self._queue, deque(), 0
-        for call in queue:
-            if call.state is CallState.QUEUED:
-                call.fail(error)
+        waiting = [call for call in self._queue if call.state is CallState.QUEUED]
+        self._queue.clear()
+        self._called_off = 0
+        for call in waiting:
+            call.state = CallState.FAILING  # as the failure of one may call off others
+        for call in waiting:
+            call.fail(error)
 
     # --- workers --------------------------------------------------------------------------------
 
@@ -190,7 +199,7 @@ class Scheduler:
             if worker.was_ready and not worker.retired:
                 self._restarts += 1
             served = worker.tasks or running or worker.retired or worker.handle.stop_requested
-            if not served:
+            if not served and worker.made > self._failed_at:  # those that end together count once
                 self._start_failed(worker.handle.outcome)
             self._feed()
             self._grow()
@@ -276,7 +285,11 @@ class Scheduler:
         """Queue again, in front of all others, what a worker has not begun."""
         self._queue.extendleft(reversed(worker.take_back()))
         if not worker.calls and worker.state is WorkerState.READY:
-            self._idle.append(worker)  # it had not even begun the first
+            # It had not even begun the first.
+            if time.monotonic() - worker.begun > _DEAF_SECONDS:
+                worker.stop()
+            else:
+                self._idle.append(worker)
 
     def _worker_for_more(self, call: PoolCall) -> Worker | None:
         """Find a worker that will come to the call in no time."""
@@ -326,6 +339,7 @@ class Scheduler:
         :param at_once: whether there is no point in trying again
         """
         self._start_failures += 1
+        self._failed_at = time.monotonic()
         error = outcome.exception if isinstance(outcome, Failure) else None
         told = error is not None and not isinstance(error, ProcessError)  # by the initializer
         if at_once or told or self._start_failures >= _MAX_START_FAILURES:

@@ -11,7 +11,7 @@ from typing import Any
 
 from .._child import ChildContext, ChildProgram
 from .._platform import CallReceiver, ChildWire, SegmentSocket, SharedCounter, limit_memory
-from .._stop_request import StopRequested
+from .._stop_request import StopListener, StopRequested
 from .._wire._framing import FrameKind
 from .._wire._messages import CALL_HEADER_BYTES, LAST, unpack_call
 from .._wire._payloads import Serializer, loader
@@ -79,7 +79,7 @@ class WorkerProgram(ChildProgram):
                     self._wire, self._calls, self._segments, self._serializer, self._memory_limit
                 )
                 connection.send_empty(FrameKind.READY)
-                _serve(connection, caller, self._begun.cell)
+                _serve(connection, caller, self._begun.cell, context.stop)
 
 
 class ImportedSerializer:
@@ -92,10 +92,12 @@ class ImportedSerializer:
         return importlib.import_module, (self._name,)
 
 
-def _serve(connection: PoolConnection, caller: Caller, begun: memoryview) -> None:
+def _serve(
+    connection: PoolConnection, caller: Caller, begun: memoryview, stop: StopListener
+) -> None:
     clock = time.perf_counter
     load_small = loader(connection.serializer)
-    while message := connection.receive_call():
+    while message := _next_call(connection, stop):
         kind, flags, size = unpack_call(message)
         if kind == FrameKind.STOP:
             return
@@ -110,6 +112,7 @@ def _serve(connection: PoolConnection, caller: Caller, begun: memoryview) -> Non
             if connection.out_of_memory:
                 return
             continue
+        stop.check()  # where a module was imported
         if kind == FrameKind.CHUNK:
             ChunkRun(connection, caller, begun, *call).run()
         else:
@@ -129,3 +132,8 @@ def _serve(connection: PoolConnection, caller: Caller, begun: memoryview) -> Non
         del call, message, payload
         if connection.out_of_memory:
             return
+
+
+def _next_call(connection: PoolConnection, stop: StopListener) -> memoryview | bytes:
+    stop.check()  # where an exception was pickled
+    return connection.receive_call()

@@ -87,7 +87,8 @@ class Worker:
         self.channel: WorkerChannel
         self.state = WorkerState.STARTING
         self.calls: deque[PoolCall] = deque()
-        self.begun = time.monotonic()  # when the first of them was, or when the worker became idle
+        self.made = time.monotonic()
+        self.begun = self.made  # when the first of them was, or when the worker became idle
         self.load = 0.0  # seconds that they are thought to take
         self.tasks = 0
         self.assigned = 0
@@ -128,6 +129,7 @@ class Worker:
         self.process._begin()
         handle = self.handle
         handle.on_forget = lambda: channel.forget(child_exists=handle.launched.is_set())
+        handle.own()  # it must exit once it has said its last word
         channel.open(self.on_messages, self.on_garbage)
         handle.launched.tell(lambda: post(self._loop, self._on_launched), None)
         handle.gone.tell(lambda: channel.drain_dead(self._on_gone), None)
@@ -169,8 +171,8 @@ class Worker:
 
     def _taken_back(self) -> list[PoolCall]:
         numbers = self.channel.take_back()
-        taken = [call for call in self.calls if call.number in numbers]
-        if taken:
+        taken = [call for call in self.calls if call.number in numbers and not call.done]
+        if numbers:
             self.calls = deque(call for call in self.calls if call.number not in numbers)
             for call in taken:
                 call.state = CallState.QUEUED
@@ -201,7 +203,6 @@ class Worker:
             self._listener.worker_ending(self)
             self.retired = True
             self.channel.send(pack_call(FrameKind.STOP, 0, self._next_number, 0))
-            self.handle.own()
             self.handle.expect_end(seconds)
 
     def stop(self, policy: StopPolicy | None = None) -> None:
@@ -209,7 +210,6 @@ class Worker:
         if self.state is not WorkerState.GONE:
             self.state = WorkerState.STOPPING
             self._listener.worker_ending(self)
-            self.handle.own()
             self.handle.stop(self.handle.policy if policy is None else policy)
 
     async def wait_gone(self) -> None:
@@ -292,7 +292,6 @@ class Worker:
         if self.state is WorkerState.READY:
             self.state = WorkerState.RETIRING
             self._listener.worker_ending(self)
-            self.handle.own()
             self.handle.expect_end(self.handle.policy.exit_timeout)
 
     def _decode(self, message: Message, segment: Segment | None) -> Outcome:
@@ -343,8 +342,10 @@ class Worker:
         self.state = WorkerState.GONE
         running, self.calls = list(self.calls), deque()
         if running and self._large_calls.withdraw(running[0]):
-            running[0].state = CallState.QUEUED
-            unbegun, running = running, []
+            call = running.pop()
+            if not call.done:
+                call.state = CallState.QUEUED
+                unbegun = [call]
         self._listener.worker_gone(self, unbegun, running=bool(running))
         for call in running:
             call.died(self._death(), begun_items if call is running[0] else 0)
