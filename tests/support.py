@@ -827,3 +827,27 @@ async def nested(start_method: str, func: Callable[..., Any], *args: Any) -> Any
 
 def nested_sync(backend: str, start_method: str, func: Callable[..., Any], *args: Any) -> Any:
     return anyio.run(functools.partial(nested, start_method, func, *args), backend=backend)
+
+
+# --- transports, to_process and programs ----------------------------------------------------------
+
+
+def fail_every(step: int, number: int) -> int:
+    """Fail for every number that is a multiple of ``step``."""
+    if number % step == 0:
+        raise LookupError(f"{number} is a multiple of {step}")
+    return 2 * number
+
+
+async def run_sync_some(number: int) -> list[int]:
+    """Use ``creche.to_process``: the pids of this process and of a worker, and a value."""
+    from creche import to_process
+
+    pid = await to_process.run_sync(os.getpid)
+    return [os.getpid(), pid, await to_process.run_sync(double, number)]
+
+
+def call_and_wait(func: Callable[..., Any], *args: Any) -> NoReturn:
+    func(*args)
+    wait_for_ever()
+    raise AssertionError("unreachable")

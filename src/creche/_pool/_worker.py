@@ -236,7 +236,9 @@ class Worker:
             raise
 
     def _on_ready(self) -> None:
-        if self.state is WorkerState.STARTING:
+        if not self.handle.launched.is_set():  # faster than the thread that has started it
+            self.handle.launched.tell(self._on_ready, self._loop)
+        elif self.state is WorkerState.STARTING:
             self.state = WorkerState.READY
             self.was_ready = True
             self.begun = time.monotonic()
