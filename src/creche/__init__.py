@@ -34,6 +34,7 @@ from ._run import in_process as in_process
 from ._run import run_in_process as run_in_process
 from ._stop_policy import StopPolicy as StopPolicy
 from ._stop_request import StopRequested as StopRequested
+from ._wire._payloads import Serializer as Serializer
 
 
 # Tracebacks, pickles and the documentation show the public names.

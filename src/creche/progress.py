@@ -55,8 +55,8 @@ def track(
     below each other, and what is printed meanwhile appears above them.
 
     :param source: any async iterable. Where it has the integers ``total`` and ``done``, as what
-        :meth:`ProcessPool.map` returns has, the bar shows these, so that items count when they have
-        ended, not when their turn has come
+        :meth:`creche.ProcessPool.map` returns has, the bar shows these, so that items count when
+        they have ended, not when their turn has come
     :param description: a text to the left of the bar
     :param total: how many items there are, where the source does not tell. If nobody knows, the
         bar pulses and counts

@@ -60,8 +60,9 @@ async def run_sync(
     :param cancellable: whether the call can be cancelled while it runs
     :param limiter: bounds how many calls run at once. By default, all calls in an event loop share
         :func:`current_default_process_limiter`
-    :raises anyio.BrokenWorkerProcess: if the worker died; it is a :exc:`ProcessDied` as well
-    :raises Exception: whatever ``func`` raises, and all else that :meth:`ProcessPool.run` raises
+    :raises anyio.BrokenWorkerProcess: if the worker died; it is a :exc:`creche.ProcessDied` as well
+    :raises Exception: whatever ``func`` raises, and all else that :meth:`creche.ProcessPool.run`
+        raises
     """
     async with current_default_process_limiter() if limiter is None else limiter:
         with anyio.CancelScope(shield=not cancellable):

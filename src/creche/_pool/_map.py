@@ -21,8 +21,9 @@ class ProcessMap(Generic[T_co]):
     :meth:`ProcessPool.map`.
 
     An async iterator, for one task at a time. Items are taken from the input as there is room for
-    them, so the input may be infinite. Leaving the loop early stops what runs; to wait until it is
-    gone, use ``async with``, or :meth:`aclose`.
+    them, so the input may be infinite. Leaving the loop early stops what runs as soon as nobody
+    refers to the map any more; to do it at once, and to wait until it is gone, use ``async with``,
+    or :meth:`aclose`.
     """
 
     def __init__(self, run: MapRun) -> None:

@@ -103,7 +103,8 @@ class MapRun:
         self._func = func
         self._star = len(iterables) > 1
         self._options = options
-        self._sizes = ChunkSize(options.chunksize)
+        fresh = engine.options.max_tasks_per_worker == 1  # each item has a process of its own
+        self._sizes = ChunkSize(1 if fresh and options.chunksize is None else options.chunksize)
         self._workers = int(min(engine.options.workers, _MANY_WORKERS))
         self._taken = 0  # from the input
         self._given_back: deque[tuple[int, list[Any]]] = deque()  # by workers

@@ -62,19 +62,25 @@ def open_pool(
     :param initargs: its arguments
     :param finalizer: called without arguments in each worker that ends in order or is stopped
         politely, the counterpart of ``initializer``; may be ``async``
-    :param max_tasks_per_worker: how many calls a worker serves before it is replaced
+    :param max_tasks_per_worker: how many calls a worker serves before it is replaced; a chunk of a
+        map counts as one. With 1, each call has a process of its own, and each item of a map
     :param max_idle: seconds without a call after which a worker ends, unless it is one of
         ``min_workers``
     :param memory_limit: bytes of memory of its own that a worker may have. A call that needs more
         fails with :exc:`WorkerMemoryError`, and its worker is replaced. macOS does not keep it
-    :param serializer: what to pickle functions, arguments and results with: ``cloudpickle`` for
-        lambdas and closures, or anything with ``dumps`` and ``loads``. By default :mod:`pickle`
+    :param serializer: what to pickle functions, arguments, results and ``initializer`` with:
+        ``cloudpickle`` for lambdas and closures (``pip install creche[cloudpickle]``), or anything
+        with ``dumps`` and ``loads``. By default :mod:`pickle`
     :param preload: names of modules to import once, in the fork server, for all workers
     :param stop: how workers are stopped
     :param start_method: as for :class:`AsyncProcess`
     :param name: the name of the pool, with which those of its workers begin
     :raises ValueError: if an argument is out of its range
     :raises TypeError: if an argument is of a wrong type
+
+    ``async with`` raises :exc:`ProcessStartError` if the workers that are to be kept ready cannot
+    be started, :exc:`SerializationError` if ``serializer`` cannot pickle ``initializer``, and
+    :exc:`ProcessStateError` outside of an event loop. Cancelling it leaves nothing behind.
     """
     return ProcessPool(
         check_options(
@@ -103,7 +109,8 @@ class ProcessPool:
     left when all calls have ended, those of other tasks included; an exception or a cancellation
     stops them. Then the workers are gone.
 
-    A pool belongs to the event loop in which it was opened.
+    A pool belongs to the event loop in which it was opened. Leaving the block, it takes no more
+    calls.
     """
 
     def __init__(self, options: PoolOptions) -> None:
@@ -157,8 +164,9 @@ class ProcessPool:
     ) -> Any:
         """Call ``func(*args)`` in a worker; return its value or raise its error.
 
-        Cancellation stops the worker if it runs the call, by the pool's stop policy, waits until it
-        is gone, and replaces it. A call that still waits just leaves. No other call notices.
+        Cancellation stops the worker if it runs the call, by the pool's stop policy, and waits
+        until it is gone; another takes its place when there is need of it. A call that still waits
+        just leaves. No other call notices.
 
         :param func: anything that can be called and pickled. An ``async`` function runs in an event
             loop of the pool's backend, which all those of a worker share

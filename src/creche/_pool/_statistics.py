@@ -16,7 +16,7 @@ class WorkerStatistics:
     state: str
     """``"starting"``, ``"idle"``, ``"busy"`` or ``"ending"``."""
     tasks: int
-    """How many calls it has served."""
+    """How many calls it has served; a chunk of a map counts as one."""
     seconds_busy: float
     """How many seconds these took in all."""
 
@@ -34,15 +34,15 @@ class PoolStatistics:
     workers_busy: int
     """Those that have a call."""
     calls_queued: int
-    """Calls that no worker has begun."""
+    """Calls, and chunks of maps, that no worker has begun."""
     calls_running: int
-    """Calls that a worker has begun."""
+    """Calls, and chunks of maps, that a worker has begun."""
     calls_done: int
-    """Calls that gave a value."""
+    """Calls, and items of maps, that gave a value."""
     calls_failed: int
-    """Calls that gave an error."""
+    """Calls, and items of maps, that gave an error."""
     calls_cancelled: int
-    """Calls that were cancelled or ran out of time."""
+    """Calls, and chunks of maps, that were cancelled or ran out of time."""
     restarts: int
     """Workers that died or were stopped before their time."""
     workers: tuple[WorkerStatistics, ...]
