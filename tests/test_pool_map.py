@@ -99,6 +99,41 @@ async def test_values_come_in_order(start_method: str) -> None:
         assert await collect(pool.map(support.double, range(1000))) == list(range(0, 2000, 2))
 
 
+async def test_all_values_at_once() -> None:
+    async with open_pool(2) as pool:
+        assert await pool.map(support.double, range(1000)) == list(range(0, 2000, 2))
+        assert await pool.map(support.double, []) == []
+        values = pool.map(support.double, range(10))
+        assert await take(values, 3) == [0, 2, 4]
+        assert await values == [6, 8, 10, 12, 14, 16, 18]
+        assert await values == []
+        outcomes = await pool.map(int, ["1", "two", "3"], on_error="yield")
+        assert [outcome.index for outcome in outcomes] == [0, 1, 2]
+        assert isinstance(outcomes[1].exception, ValueError)
+        with pytest.raises(ValueError, match="two"):
+            await pool.map(int, ["1", "two", "3"])
+
+
+async def test_cancelled_while_all_values_are_awaited(announcements: Announcements) -> None:
+    async with open_pool(1) as pool:
+        async with anyio.create_task_group() as tasks:
+
+            async def run() -> None:
+                await pool.map(targets.wait_for_ever, [announcements.path])
+
+            tasks.start_soon(run)
+            pid = await announcements.get_pid()
+            tasks.cancel_scope.cancel()
+        assert support.wait_until_gone(pid, 0)
+        assert await pool.run(support.double, 2) == 4
+
+
+async def test_fresh_process_for_each_item() -> None:
+    async with open_pool(2, max_tasks_per_worker=1) as pool:
+        pids = await pool.map(targets.pid_of_worker, range(6))
+    assert len(set(pids)) == 6
+
+
 async def test_all_combinations_of_options() -> None:
     async with open_pool(2) as pool:
         for size, chunksize, in_flight, ordered, on_error, kind in itertools.product(

@@ -239,9 +239,10 @@ class _AsyncioWaiter:
 
 
 class _TrioWaiter:
-    __slots__ = ("_awake", "_task")
+    __slots__ = ("_awake", "_lowlevel", "_task")
 
     def __init__(self) -> None:
+        self._lowlevel: Any = sys.modules["trio"].lowlevel
         self._task: Any = None
         self._awake = False
 
@@ -249,21 +250,20 @@ class _TrioWaiter:
         self._awake = True
         if self._task is not None:
             task, self._task = self._task, None
-            sys.modules["trio"].lowlevel.reschedule(task)
-
-    def __await__(self) -> Generator[Any, Any, None]:
-        lowlevel = sys.modules["trio"].lowlevel
-        if self._awake:
-            yield from lowlevel.checkpoint().__await__()
-        else:
-            self._task = lowlevel.current_task()
-            yield from lowlevel.wait_task_rescheduled(self._abort).__await__()
+            self._lowlevel.reschedule(task)
 
     wake_soon = wake
 
+    def __await__(self) -> Generator[Any, Any, None]:
+        if self._awake:
+            yield from self._lowlevel.checkpoint().__await__()
+        else:
+            self._task = self._lowlevel.current_task()
+            yield from self._lowlevel.wait_task_rescheduled(self._abort).__await__()
+
     def _abort(self, _raise_cancel: Any) -> Any:
         self._task = None
-        return sys.modules["trio"].lowlevel.Abort.SUCCEEDED
+        return self._lowlevel.Abort.SUCCEEDED
 
 
 Waiter = _AsyncioWaiter | _TrioWaiter

@@ -108,6 +108,8 @@ async def check_map(pool: creche.ProcessPool) -> None:
         pool.map(halve_async, endless(), on_error="yield", timeout=1.5),
         creche.ProcessMap[creche.ItemOutcome[float]],
     )
+    assert_type(await pool.map(halve, [1]), list[float])
+    assert_type(await pool.map(halve_async, [1]), list[float])
     async for number in pool.map(halve, [1]):
         assert_type(number, float)
     async for number in pool.map(halve_async, [1]):

@@ -107,17 +107,23 @@ class PoolEngine:
         self.jobs.abandon(call)
         return self.scheduler.cancel(call)
 
+    def pickle_plain(self, func: Callable[..., Any], args: tuple[Any, ...]) -> Payload | None:
+        """Pickle a call with plain arguments, which takes no time; ``None`` if this is none."""
+        if self.options.serializer is None and is_plain(args):
+            try:
+                return Payload([[dumps_plain((func, args))]], heavy=False)
+            except BaseException:
+                return None  # pickle() will say why
+        return None
+
     async def pickle(self, func: Callable[..., Any], args: tuple[Any, ...]) -> Payload:
         """Pickle a call: here if that is quickly done, or else in a thread.
 
         :raises SerializationError: if something cannot be pickled
         """
-        serializer = self.options.serializer
         call = func, args
         try:
-            if serializer is None and is_plain(args):
-                return Payload([[dumps_plain(call)]], heavy=False)
-            return dump(call, serializer, light=True)
+            return dump(call, self.options.serializer, light=True)
         except TooHeavyError:
             pickled = await self._pickle_in_thread(call)
         except BaseException as error:

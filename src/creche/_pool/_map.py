@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
@@ -20,7 +20,8 @@ class ProcessMap(Generic[T_co]):
     """The values of a function for a stream of items, as they come; made by
     :meth:`ProcessPool.map`.
 
-    An async iterator, for one task at a time. Items are taken from the input as there is room for
+    An async iterator, for one task at a time; awaited, it gives a list of all values, which takes
+    less time where they are many and tiny. Items are taken from the input as there is room for
     them, so the input may be infinite. Leaving the loop early stops what runs as soon as nobody
     refers to the map any more; to do it at once, and to wait until it is gone, use ``async with``,
     or :meth:`aclose`.
@@ -61,6 +62,26 @@ class ProcessMap(Generic[T_co]):
                 self._values = iter(await self._run.next_values())
                 for value in self._values:
                     return value  # type: ignore[no-any-return]
+        except BaseException:
+            await self.aclose()
+            raise
+
+    def __await__(self) -> Generator[Any, Any, list[T_co]]:
+        """Return all values, or those that are left, as a list.
+
+        Cancellation and errors as for the next value.
+        """
+        return self._collect().__await__()
+
+    async def _collect(self) -> list[T_co]:
+        self._run.engine.check_place()
+        self._run.check_free()
+        values: list[T_co] = list(self._values)
+        try:
+            while True:
+                values.extend(await self._run.next_values())
+        except StopAsyncIteration:
+            return values
         except BaseException:
             await self.aclose()
             raise

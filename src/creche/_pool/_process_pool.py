@@ -188,7 +188,7 @@ class ProcessPool:
             return await self._run_within(timeout, func, args)
         engine = self._engine
         engine.check_usable()
-        payload = await engine.pickle(func, args)
+        payload = engine.pickle_plain(func, args) or await engine.pickle(func, args)
         waiter = waiter_in(engine.loop)
         call = PoolCall(payload, what_runs(func), waiter.wake)
         try:
@@ -278,6 +278,8 @@ class ProcessPool:
 
             async for page in pool.map(render, pages):
                 ...
+
+            sizes = await pool.map(os.path.getsize, paths)  # all at once, as a list
 
         Items are taken from the input, and values are kept, only as fast as the loop takes values:
         input and output may be infinite. A plain iterable is run in the event loop, so it should

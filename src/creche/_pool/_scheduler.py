@@ -19,6 +19,9 @@ from ._worker_statistics import statistics_of
 
 _AHEAD_CALLS = 64
 
+# A worker that has got on for so long is left the calls that it was sent ahead.
+_SOON_SECONDS = 0.001
+
 # Deaths in a row, of workers that have not come to serve.
 _MAX_START_FAILURES = 3
 
@@ -70,6 +73,7 @@ class Scheduler:
         self._failed = 0
         self._cancelled = 0
         self._checking_idle = False
+        self._looking_again = False  # for calls to take back
         self._open = True
         self._most_workers = options.workers + options.spares
         self._alive: set[Worker] = set()  # those that serve calls, or will
@@ -271,15 +275,27 @@ class Scheduler:
             self._seconds.clear()
 
     def _taken_back(self) -> PoolCall | None:
-        """A worker has nothing to do: take back what waits behind what another one runs."""
+        """A worker has nothing to do: take back what waits behind what another one runs.
+
+        Unless that one has just begun it. Then it will soon come to the rest, as far as is known.
+        """
         loaded, most = None, 1
         for worker in self._alive:
             if len(worker.calls) > most:
                 loaded, most = worker, len(worker.calls)
         if loaded is None:
             return None
-        self._take_back(loaded)
-        return self._next()
+        if time.monotonic() - loaded.begun > _SOON_SECONDS:
+            self._take_back(loaded)
+            return self._next()
+        if not self._looking_again:
+            self._looking_again = True
+            self._call_later(2 * _SOON_SECONDS, self._look_again)
+        return None
+
+    def _look_again(self) -> None:
+        self._looking_again = False
+        self._feed()
 
     def _take_back(self, worker: Worker) -> None:
         """Queue again, in front of all others, what a worker has not begun."""

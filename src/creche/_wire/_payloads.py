@@ -35,7 +35,7 @@ class TooHeavyError(Exception):
     """Pickling the object would take too long for an event loop."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Payload:
     """A pickled object: the pickle, and the buffers that it refers to."""
 
