@@ -5,5 +5,6 @@ import tomllib
 from pathlib import Path
 
 project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
-for requirement in project["dependencies"] + project["optional-dependencies"]["trio"]:
+extras = {extra for extras in project["optional-dependencies"].values() for extra in extras}
+for requirement in sorted({*project["dependencies"], *extras}):
     print(re.sub(r"\s*>=\s*", "==", requirement))

@@ -245,7 +245,7 @@ async def test_death_with_calls_sent_ahead(lines: str, tmp_path: Path) -> None:
                 for number in range(30):
                     group.start_soon(run, number)
                 while len(outcomes) < 30:
-                    workers = pool._engine.scheduler.workers
+                    workers = pool._engine.scheduler.workforce.all
                     most_ahead = max(most_ahead, *(len(worker.calls) for worker in workers), 0)
                     await anyio.lowlevel.checkpoint()
             check_nothing_runs(pool)

@@ -57,7 +57,7 @@ class PoolEngine:
         self._setup: tuple[Any, ...] = (options.initializer, options.initargs, options.finalizer)
         if options.serializer is not None:
             self._setup = (self._pickle_setup(options.serializer),)
-        self.scheduler.keep_ready()
+        self.scheduler.grow()
 
     # --- calls ----------------------------------------------------------------------------------
 
@@ -140,10 +140,10 @@ class PoolEngine:
         """
         watcher, loop = self._runtime.watcher, self.loop
         callback: Any = weakref.WeakMethod(method)
-        scheduler = weakref.ref(self.scheduler)
+        workforce = weakref.ref(self.scheduler.workforce)
 
         def call() -> None:
-            bound, orphaned = callback(), scheduler()
+            bound, orphaned = callback(), workforce()
             if bound is not None and not post(loop, bound) and orphaned is not None:
                 orphaned.stop_all()
 
@@ -159,10 +159,10 @@ class PoolEngine:
 
         :raises ProcessStartError: if they cannot be started
         """
-        scheduler = self.scheduler
-        while scheduler.ready_workers < self.options.min_workers:
-            if scheduler.start_error is not None:
-                raise scheduler.start_error
+        workforce = self.scheduler.workforce
+        while workforce.ready < self.options.min_workers:
+            if workforce.start_error is not None:
+                raise workforce.start_error
             await self._wait_for_change()
 
     async def wait_for_calls(self) -> None:
@@ -173,13 +173,13 @@ class PoolEngine:
 
     async def close(self) -> None:
         """Let the workers, which have nothing to do, end; wait until they are gone."""
-        self.scheduler.retire_all()
+        self.scheduler.workforce.retire_all()
         await self.wait_gone()
 
     def stop(self) -> None:
         """Stop whatever there is."""
         self.closed = True
-        self.scheduler.stop_all()
+        self.scheduler.workforce.stop_all()
         error = ProcessClosedError(
             f"pool {self.options.name!r} was closed before the call had ended"
         )
@@ -194,8 +194,9 @@ class PoolEngine:
 
         :raises ProcessStuckError: if one does not go
         """
-        while self.scheduler.workers:
-            await next(iter(self.scheduler.workers)).wait_gone()
+        workers = self.scheduler.workforce.all
+        while workers:
+            await next(iter(workers)).wait_gone()
             await anyio.lowlevel.checkpoint()  # it is told by a callback
 
     # --- inner workings -------------------------------------------------------------------------
