@@ -546,16 +546,18 @@ async def to_process_too():
         yield
 
 errors = set()
-WORKER = 12  # more than one has
 
 async def run():
     resource.setrlimit(resource.RLIMIT_NOFILE, (200, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
     async with open_pool(1) as pool:
         assert await attempt(pool, abs, -3)
-    before = None
+    before = count()
     async for _ in globals()[path]():
-        if before is None:
-            before = count() + (0 if path in ("open_some", "large", "to_process_too") else WORKER)
+        pass
+    if path != "to_process_too":  # of which the pool is still open
+        with anyio.move_on_after(10):  # what the watcher closes it closes in its own time
+            while count() > before:
+                await anyio.sleep(0.01)
         assert count() <= before, os.listdir("/proc/self/fd")
     print("done", *sorted(errors))
 """
@@ -587,7 +589,7 @@ def no_process_ids(*_):
 
 async def main(method):
     with anyio.fail_after(50):
-        for least in (0, 1):
+        for least in {least}:
             try:
                 async with creche.open_pool(2, min_workers=least, start_method=method) as pool:
                     value = await pool.run(abs, -3)
@@ -615,7 +617,7 @@ if __name__ == "__main__":
 
 
 def test_no_process_ids(program: Program, start_method: str, anyio_backend: str) -> None:
-    path = program.write(NO_PROCESS_IDS.format(where="__main__"))
+    path = program.write(NO_PROCESS_IDS.format(where="__main__", least="(0, 1)"))
     result = program.run(path, start_method, anyio_backend)
     check_output(result, "<ProcessStartError> ")
     assert result.stdout.count("<ProcessStartError>") == 2
@@ -623,16 +625,16 @@ def test_no_process_ids(program: Program, start_method: str, anyio_backend: str)
 
 
 def test_no_process_ids_in_the_fork_server(program: Program, anyio_backend: str) -> None:
-    path = program.write(NO_PROCESS_IDS.format(where="__mp_main__"))
+    path = program.write(NO_PROCESS_IDS.format(where="__mp_main__", least="(0,)"))
     result = program.run(path, "forkserver", anyio_backend)
     check_output(result, "<ProcessStartError> ")
-    assert result.stdout.count("<ProcessStartError>") == 2
+    assert result.stdout.count("<ProcessStartError>") == 1
 
 
 # --- fork -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("end", ["os._exit", "collected", "left-alone"])
+@pytest.mark.parametrize("end", ["collected", "left-alone"])
 def test_fork_of_the_application(
     program: Program,
     program_announcements: Announcements,
@@ -833,6 +835,8 @@ UNGUARDED_USES = {
 
 @pytest.mark.parametrize("use", UNGUARDED_USES)
 def test_missing_guard(program: Program, start_method: str, anyio_backend: str, use: str) -> None:
+    if use == "map" and start_method != "forkserver":
+        pytest.skip("makes no difference")
     log = program.folder / "log"
     body = textwrap.indent(
         textwrap.dedent(UNGUARDED_USES[use]).strip().format(method=start_method), " " * 8

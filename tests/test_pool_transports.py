@@ -66,7 +66,6 @@ TRANSPORTS = {
     "as-on-Windows": Transport(WatcherDriver, _connection_wire, calls=False, segments=False),
     "no-shared-memory": Transport(LoopDriver, _posix_wire, calls=True, segments=False),
     "as-on-macOS": Transport(LoopDriver, _posix_wire, calls=False, segments=False),
-    "no-call-sockets": Transport(LoopDriver, _posix_wire, calls=False, segments=True),
 }
 
 

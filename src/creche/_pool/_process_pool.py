@@ -15,7 +15,7 @@ from .._loops import waiter_in
 from .._stop_policy import StopPolicy
 from .._wire._outcomes import Failure, Value
 from .._wire._payloads import Serializer
-from ._calls import CallState, PoolCall, what_runs
+from ._calls import PoolCall, what_runs
 from ._engine import PoolEngine
 from ._map import ProcessMap
 from ._map_run import MapRun, check_map_options
@@ -194,12 +194,12 @@ class ProcessPool:
         try:
             engine.submit(call)
             await waiter
-        except BaseException:
-            if call.state is not CallState.DONE:
-                worker = engine.call_off(call)
-                if worker is not None:
-                    with anyio.CancelScope(shield=True):
-                        await worker.wait_gone()
+        except BaseException as error:
+            worker = engine.call_off(call)
+            # GeneratorExit: the event loop was closed with this task in it, and nobody waits.
+            if worker is not None and not isinstance(error, GeneratorExit):
+                with anyio.CancelScope(shield=True):
+                    await worker.wait_gone()
             raise
         finally:
             engine.forget(call)
