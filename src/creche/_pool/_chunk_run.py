@@ -16,7 +16,7 @@ from ._pool_connection import PoolConnection
 _ANSWER_SECONDS = 0.01
 
 # So many items run between two looks at the clock, if they take no longer than that.
-_MAX_BLOCK = 32
+_MAX_BLOCK = 64
 _SHORT = 0.00005
 
 
@@ -86,11 +86,15 @@ class ChunkRun:
             except BaseException as error:
                 append(None)
                 self._fail(len(values) - 1, error)
-            if CoroutineType in map(type, values[start:]):
+            if type(values[-1]) is CoroutineType:
                 self._await_from(start)
             now = clock()
             # An error is told at once: a worker that dies does not take it with it.
             if now > deadline or done == len(items) or self._errors:
+                # Where the function has given some among other values.
+                if CoroutineType in set(map(type, values)):
+                    self._await_from(0)
+                    now = clock()
                 self._done = done
                 return now
             # Looking at the clock takes as long as a tiny item does.
