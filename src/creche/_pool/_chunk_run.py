@@ -105,6 +105,7 @@ class ChunkRun:
         self._max_block = 1  # from here on each is awaited before the next item begins
         for index, value in enumerate(self._values[start:], start):
             if type(value) is CoroutineType:
+                self._values[index] = None
                 try:
                     self._values[index] = self._caller.await_value(value)
                 except (SystemExit, StopRequested):
