@@ -16,7 +16,7 @@ from ._pool_connection import PoolConnection
 _ANSWER_SECONDS = 0.01
 
 # So many items run between two looks at the clock, if they take no longer than that.
-_MAX_BLOCK = 64
+_MAX_BLOCK = 8
 _SHORT = 0.00005
 
 
