@@ -133,7 +133,8 @@ def no_ops(rounds: int) -> Table:
         "A map over a million numbers",
         f"A function that returns its argument, {WORKERS} warm workers, the results iterated over,"
         " where it does not say otherwise. `async for` alone takes some 100 ns a value: a coroutine"
-        " is made for each. creche chooses its chunks itself. The ratio is to `imap_unordered` at its best.",
+        " is made for each. creche chooses its chunks itself. The ratio is to `imap_unordered` at"
+        " its best.",
         [
             Row(
                 name,

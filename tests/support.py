@@ -851,3 +851,10 @@ def call_and_wait(func: Callable[..., Any], *args: Any) -> NoReturn:
     func(*args)
     wait_for_ever()
     raise AssertionError("unreachable")
+
+
+def busy_for(seconds: float, value: Any) -> Any:
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        pass
+    return value

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import random
 import re
 import signal
 from collections import Counter
@@ -1071,3 +1072,24 @@ async def test_pools_opened_and_closed() -> None:
             async with open_pool(2, stop=PATIENT) as pool:
                 if number % 5 == 0:
                     assert await pool.run(support.double, number) == 2 * number
+
+
+async def test_cancelling_harms_no_other_call() -> None:
+    """Calls that are done in some ten microseconds, and are cancelled at any moment of these."""
+    with anyio.fail_after(TIMEOUT):
+        async with open_pool(2, stop=PATIENT) as pool:
+
+            async def cancel() -> None:
+                for _ in range(100):
+                    with anyio.move_on_after(random.uniform(0, 0.001)):
+                        await pool.run(support.busy_for, 3e-5, 0)
+
+            async def run() -> None:
+                for number in range(1000):
+                    assert await pool.run(support.busy_for, 3e-5, number) == number
+
+            async with anyio.create_task_group() as tasks:
+                for _ in range(10):
+                    tasks.start_soon(cancel)
+                    tasks.start_soon(run)
+            check_nothing_runs(pool)

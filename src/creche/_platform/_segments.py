@@ -14,14 +14,14 @@ import contextlib
 import os
 import socket
 import sys
-from collections.abc import Callable, Sequence
-from multiprocessing.connection import Connection
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 assert sys.platform == "linux" or not TYPE_CHECKING
 
 from .._wire._framing import Buffer
 from ._mapping import map_descriptor
+from ._posix import DescriptorForChild
 
 # writev(2) takes no more pieces at once.
 _MAX_PIECES = 1024
@@ -33,6 +33,8 @@ _MAPPED_BYTES = 256 * 1024
 
 class Segment:
     """Owns a segment's descriptor. What is mapped of the segment lives on its own."""
+
+    descriptor = -1
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
@@ -113,34 +115,36 @@ def buffer_in_segment(segment: Segment, offset: int, size: int) -> memoryview:
 class SegmentSocket:
     """One end of the socket over which descriptors of segments travel."""
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection  # owns the descriptor
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # While a process is being started.
+        return _of_child, (DescriptorForChild(self._socket.fileno()),)
 
     def send(self, segment: Segment) -> None:
         """Send a segment, and close it here."""
         with contextlib.closing(segment):
-            self._with_socket(lambda sock: socket.send_fds(sock, [b"s"], [segment.descriptor]))
+            socket.send_fds(self._socket, [b"s"], [segment.descriptor])
 
     def receive(self) -> Segment:
         """Receive a segment.
 
         :raises EOFError: if there is none
         """
-        _, descriptors, _, _ = self._with_socket(lambda sock: socket.recv_fds(sock, 1, 1))
+        _, descriptors, _, _ = socket.recv_fds(self._socket, 1, 1)
         if not descriptors:
             raise EOFError("no shared memory came with the message that announced it")
-        os.set_inheritable(descriptors[0], False)
-        return Segment(descriptors[0])
+        segment = Segment(descriptors[0])
+        os.set_inheritable(segment.descriptor, False)
+        return segment
 
     def close(self) -> None:
-        self._connection.close()
+        self._socket.close()
 
-    def _with_socket(self, use: Callable[[socket.socket], Any]) -> Any:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, self._connection.fileno())
-        try:
-            return use(sock)
-        finally:
-            sock.detach()
+
+def _of_child(handle: Any) -> SegmentSocket:
+    return SegmentSocket(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, handle.detach()))
 
 
 def segment_sockets() -> tuple[SegmentSocket, SegmentSocket] | None:
@@ -150,4 +154,4 @@ def segment_sockets() -> tuple[SegmentSocket, SegmentSocket] | None:
     """
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
-    return SegmentSocket(Connection(ours.detach())), SegmentSocket(Connection(theirs.detach()))
+    return SegmentSocket(ours), SegmentSocket(theirs)

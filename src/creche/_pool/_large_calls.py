@@ -20,7 +20,7 @@ from ._channel import WorkerChannel
 from ._thread_jobs import ThreadJobs
 
 # Copying that takes longer than a millisecond is not for an event loop.
-COPY_IN_LOOP_BYTES = 1024 * 1024
+COPY_IN_LOOP_BYTES = 1536 * 1024
 
 
 class LargeCallSender:

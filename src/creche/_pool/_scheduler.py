@@ -97,9 +97,11 @@ class Scheduler:
         if call.state is CallState.SENT:
             worker = self._worker_of(call)
             if worker is not None:
-                self._take_back(worker)
-                if call.state is CallState.SENT and worker.cancel(call):
-                    stopped = worker
+                # What takes its time to cancel lets others finish, and more be handed out.
+                with self.workforce.reserved(worker):
+                    self._take_back(worker)
+                    if call.state is CallState.SENT and worker.cancel(call):
+                        stopped = worker
         queued = call.state is CallState.QUEUED
         if not call.done:
             call.state = CallState.DONE
@@ -107,8 +109,7 @@ class Scheduler:
         if queued:
             self._skip_one()
         self._feed()
-        if stopped is not None:
-            self.grow()
+        self.grow()
         self._tell()
         return stopped
 
@@ -285,4 +286,4 @@ class Scheduler:
             if time.monotonic() - worker.begun > _DEAF_SECONDS:
                 worker.stop()
             else:
-                self.workforce.idle.append(worker)
+                self.workforce.free(worker)

@@ -62,8 +62,9 @@ class WorkerProgram(ChildProgram):
             args = self._serializer.loads(args[0])
         initializer, initargs, finalizer = args
         with contextlib.ExitStack() as stack:
-            if self._calls is not None:
-                stack.callback(self._calls.close)
+            for end in (self._calls, self._segments):
+                if end is not None:
+                    stack.callback(end.close)
             caller = Caller(context)
             stack.callback(caller.close)
             if self._memory_limit is not None:

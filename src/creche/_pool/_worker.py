@@ -95,6 +95,7 @@ class Worker:
         self.seconds_busy = 0.0
         self.was_ready = False
         self.retired = False
+        self.reserved = False  # not to be given anything to do just now
         self._listener = listener
         self._loop = loop
         self._options = options
@@ -114,6 +115,7 @@ class Worker:
         """Whether a call can be sent while others are on their way, and be taken back."""
         return (
             self.state is WorkerState.READY
+            and not self.reserved
             and self.channel.can_take_back
             and self._large_calls.call is None
         )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from .._errors import ProcessError, ProcessStartError
@@ -113,11 +114,24 @@ class Workforce:
 
     def free(self, worker: Worker) -> None:
         """A worker has nothing to do: keep it, or let it end if it has served enough."""
+        if worker.reserved:
+            return
         if worker.assigned >= self._options.max_tasks_per_worker:
             self._retire(worker)
             return
         self.idle.append(worker)
         self._check_idle_later()
+
+    @contextlib.contextmanager
+    def reserved(self, worker: Worker) -> Iterator[None]:
+        """Give a worker nothing to do while the block runs: it may have to be stopped."""
+        worker.reserved = True
+        try:
+            yield
+        finally:
+            worker.reserved = False
+            if worker.state is WorkerState.READY and not worker.calls:
+                self.free(worker)
 
     def served(self) -> None:
         """A worker has served a call: workers can be started."""
