@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 
 from ._missed_signals import SignalThread, raise_in_main_thread, take_back
-from ._shared_counter import SharedCounter
+from ._shared_numbers import SharedNumbers
 
 if sys.platform == "linux":
     from ._call_socket import CallReceiver, CallSender, call_sockets
@@ -83,7 +83,7 @@ __all__ = [
     "Segment",
     "SegmentReader",
     "SegmentSocket",
-    "SharedCounter",
+    "SharedNumbers",
     "SignalThread",
     "buffer_in_segment",
     "call_sockets",

@@ -33,11 +33,13 @@ def segment_sockets() -> tuple[SegmentSocket, SegmentSocket] | None:
     return None
 
 
-def write_segment(sections: Sequence[Sequence[Buffer]], offsets: Sequence[int]) -> Segment:
+def write_segment(
+    sections: Sequence[Sequence[Buffer]], offsets: Sequence[int], segment: Segment | None = None
+) -> Segment:
     raise NotImplementedError
 
 
-def buffer_in_segment(segment: Segment, offset: int, size: int) -> memoryview:
+def buffer_in_segment(segment: Segment, offset: int, size: int, *, copy: bool) -> memoryview:
     raise NotImplementedError
 
 

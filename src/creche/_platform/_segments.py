@@ -47,12 +47,15 @@ class Segment:
     __del__ = close
 
 
-def write_segment(sections: Sequence[Sequence[Buffer]], offsets: Sequence[int]) -> Segment:
-    """Write sections into a new segment, each at its offset.
+def write_segment(
+    sections: Sequence[Sequence[Buffer]], offsets: Sequence[int], segment: Segment | None = None
+) -> Segment:
+    """Write sections into a segment, each at its offset; by default into a new one.
 
     :raises OSError: if there is no memory, or no descriptor, left
     """
-    segment = Segment(os.memfd_create("creche", os.MFD_CLOEXEC))
+    if segment is None:
+        segment = Segment(os.memfd_create("creche", os.MFD_CLOEXEC))
     for section, offset in zip(sections, offsets, strict=False):
         _write(segment.descriptor, [memoryview(piece).cast("B") for piece in section], offset)
     return segment
@@ -102,9 +105,12 @@ class SegmentReader:
         return line
 
 
-def buffer_in_segment(segment: Segment, offset: int, size: int) -> memoryview:
-    """Return a section as writable memory: the segment's own, which lives as long as its users."""
-    if size >= _MAPPED_BYTES:
+def buffer_in_segment(segment: Segment, offset: int, size: int, *, copy: bool) -> memoryview:
+    """Return a section as writable memory: the segment's own, which lives as long as its users.
+
+    :param copy: return memory of its own instead
+    """
+    if size >= _MAPPED_BYTES and not copy:
         with contextlib.suppress(OSError):  # no descriptor left: a copy will do
             return memoryview(map_descriptor(segment.descriptor, offset + size))[offset:]
     target = memoryview(bytearray(size))
@@ -123,9 +129,8 @@ class SegmentSocket:
         return _of_child, (DescriptorForChild(self._socket.fileno()),)
 
     def send(self, segment: Segment) -> None:
-        """Send a segment, and close it here."""
-        with contextlib.closing(segment):
-            socket.send_fds(self._socket, [b"s"], [segment.descriptor])
+        """Send a segment, which stays open here."""
+        socket.send_fds(self._socket, [b"s"], [segment.descriptor])
 
     def receive(self) -> Segment:
         """Receive a segment.

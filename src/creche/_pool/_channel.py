@@ -14,14 +14,15 @@ from .._platform import (
     CallSender,
     ParentWire,
     SegmentSocket,
-    SharedCounter,
+    SharedNumbers,
     call_sockets,
     segment_sockets,
     wire_pair,
 )
 from .._watcher import Watcher
 from .._wire._framing import BadFrameError, Buffer
-from .._wire._messages import AnswerReader, Message, number_of
+from .._wire._messages import BEGUN, KEPT_IS_UNREAD, AnswerReader, Message, number_of
+from ._segment_payloads import SegmentPort
 
 
 class ChildEnd(Protocol):
@@ -112,8 +113,8 @@ class WorkerChannel:
             undo.callback(self.wire.close)
             undo.callback(self.child_wire.close)
             self._child_ends: list[ChildEnd] = [self.child_wire]
-            self.begun = SharedCounter()
-            undo.callback(self.begun.close)
+            self.shared = SharedNumbers()
+            undo.callback(self.shared.close)
             self._calls: CallSender | None = None
             self.child_calls: CallReceiver | None = None
             calls = call_sockets() if driver.drains_at_once else None
@@ -122,11 +123,11 @@ class WorkerChannel:
                 undo.callback(self._calls.close)
                 undo.callback(self.child_calls.close)
                 self._child_ends.append(self.child_calls)
-            self.segments: SegmentSocket | None = None
+            self.segments: SegmentPort | None = None
             self.child_segments: SegmentSocket | None = None
             segments = segment_sockets()
             if segments is not None:
-                self.segments, self.child_segments = segments
+                self.segments, self.child_segments = SegmentPort(segments[0]), segments[1]
                 self._child_ends.append(self.child_segments)
             undo.pop_all()
         self.send: Callable[[bytes], bool] = (
@@ -175,7 +176,11 @@ class WorkerChannel:
 
     def begun_items(self) -> int:
         """How many items the worker has begun of the chunk that it runs."""
-        return int(self.begun.cell[0])
+        return int(self.shared.cells[BEGUN])
+
+    def has_read_kept(self) -> None:
+        """The segment that the worker keeps can be written again."""
+        self.shared.cells[KEPT_IS_UNREAD] = 0
 
     def drain_dead(self, then: Callable[[], object]) -> None:
         """Called by the watcher: take in what the dead worker has left; then go on in the loop."""
@@ -204,12 +209,12 @@ class WorkerChannel:
         ends, self._child_ends = self._child_ends, []
         for end in ends:
             end.close()
-        self.begun.release_descriptor()
+        self.shared.release_descriptor()
 
     def _close(self) -> None:
         self.wire.close()
         self.release_child_ends()
-        self.begun.close()
+        self.shared.close()
         if self._calls is not None:
             self._calls.close()
         if self.segments is not None:

@@ -8,7 +8,7 @@ from types import CoroutineType
 from typing import Any
 
 from .._stop_request import StopRequested
-from .._wire._messages import LAST
+from .._wire._messages import BEGUN, LAST
 from ._caller import Caller
 from ._pool_connection import PoolConnection
 
@@ -27,7 +27,6 @@ class ChunkRun:
     worker that dies takes little with it. What it has not begun after ``budget`` seconds, it gives
     back.
 
-    :param begun: holds how many items were begun, for when this process dies of one of them
     :param star: whether an item is the arguments
     :param items: pickled as a whole
     """
@@ -36,7 +35,6 @@ class ChunkRun:
         self,
         connection: PoolConnection,
         caller: Caller,
-        begun: memoryview,
         func: Callable[..., Any],
         star: bool,
         budget: float,
@@ -44,7 +42,7 @@ class ChunkRun:
     ) -> None:
         self._connection = connection
         self._caller = caller
-        self._begun = begun
+        self._shared = connection.shared
         self._func: Callable[[Any], Any] = func if not star else lambda item: func(*item)
         self._budget = budget
         self._items = items
@@ -66,11 +64,11 @@ class ChunkRun:
             )
             self._answer(now - last, over)
             last = now
-        self._begun[0] = 0  # whoever reads another number knows that it is of the chunk that runs
+        self._shared[BEGUN] = 0  # another number is of the chunk that runs
 
     def _run_until(self, deadline: float) -> float:
         """Run items, one at least, until there is a reason to answer; return what time it is."""
-        clock, func, begun = time.perf_counter, self._func, self._begun
+        clock, func, shared = time.perf_counter, self._func, self._shared
         items, values, done = self._items, self._values, self._done
         append = values.append
         now, block = clock(), 1
@@ -79,7 +77,7 @@ class ChunkRun:
             try:
                 for item in items[done : done + block]:
                     done += 1
-                    begun[0] = done
+                    shared[BEGUN] = done
                     append(func(item))
             except (SystemExit, StopRequested):
                 raise

@@ -247,7 +247,7 @@ class PoolEngine:
             channel.child_wire,
             channel.child_calls,
             channel.child_segments,
-            channel.begun,
+            channel.shared,
             serializer=options.serializer,
             memory_limit=options.memory_limit,
             preload=options.preload,

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .._platform import Segment, write_segment
+from .._platform import Segment
 from .._wire._framing import Buffer
 from .._wire._messages import (
     BUFFERS,
     INLINE_BYTES,
-    SEGMENT,
-    offsets_of,
     pack_call,
     size_of,
     table_of,
 )
 from ._calls import PoolCall
 from ._channel import WorkerChannel
+from ._segment_payloads import COPY_IN_LOOP_BYTES
 from ._thread_jobs import ThreadJobs
-
-# Copying that takes longer than a millisecond is not for an event loop.
-COPY_IN_LOOP_BYTES = 1536 * 1024
 
 
 class LargeCallSender:
@@ -49,10 +45,10 @@ class LargeCallSender:
         if size <= INLINE_BYTES or self._channel.segments is None:
             begun = self._send_inline(call)
         elif size <= COPY_IN_LOOP_BYTES:
-            begun = self._send_segment(call, _write(call))
+            begun = self._send_segment(call, self._write(call, may_keep=True))
         else:
             begun = True
-            self._jobs.run(call, lambda: _write(call), self._on_written)
+            self._jobs.run(call, lambda: self._write(call, may_keep=False), self._on_written)
         if not begun:
             self.call = None
         return begun
@@ -74,16 +70,23 @@ class LargeCallSender:
         if not self._send_segment(call, segment):
             self._on_failed()
 
+    def _write(self, call: PoolCall, *, may_keep: bool) -> Segment | None:
+        assert self._channel.segments is not None
+        try:
+            return self._channel.segments.write(call.payload.sections, may_keep=may_keep)
+        except OSError:  # no shared memory left: the wire will do
+            return None
+
     def _send_segment(self, call: PoolCall, segment: Segment | None) -> bool:
         if segment is None:
             return self._send_inline(call)
         assert self._channel.segments is not None
         try:
-            self._channel.segments.send(segment)
+            flags = self._channel.segments.send(segment)
         except OSError:  # nobody is there to receive it
             return False
         table = table_of(call.payload.sections)
-        header = pack_call(call.kind, SEGMENT, call.number, len(table))
+        header = pack_call(call.kind, flags, call.number, len(table))
         return self._sent(self._channel.send(header + table))
 
     def _send_inline(self, call: PoolCall) -> bool:
@@ -99,11 +102,3 @@ class LargeCallSender:
     def _sent(self, succeeded: bool) -> bool:
         self._unsent = not succeeded
         return succeeded
-
-
-def _write(call: PoolCall) -> Segment | None:
-    sections = call.payload.sections
-    try:
-        return write_segment(sections, offsets_of(list(map(size_of, sections))))
-    except OSError:  # no shared memory left: the wire will do
-        return None

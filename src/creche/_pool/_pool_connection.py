@@ -11,7 +11,6 @@ from .._platform import (
     ChildWire,
     SegmentSocket,
     lift_memory_limit,
-    write_segment,
 )
 from .._stop_request import StopRequested
 from .._wire._framing import Buffer, FrameKind, Section
@@ -20,10 +19,12 @@ from .._wire._messages import (
     CALL_HEADER_BYTES,
     HEAVY,
     INLINE_BYTES,
+    KEEP,
+    KEPT,
+    KEPT_IS_UNREAD,
     LAST,
     LEAVING,
     SEGMENT,
-    offsets_of,
     pack_answer,
     sections_of,
     size_of,
@@ -31,7 +32,7 @@ from .._wire._messages import (
 )
 from .._wire._outcomes import bad_value_message, exception_message, failure_message
 from .._wire._payloads import Payload, Serializer, dump, dumps_plain, is_plain, load
-from ._segment_payloads import load_segment
+from ._segment_payloads import SegmentPort
 
 
 class PoolConnection:
@@ -42,6 +43,7 @@ class PoolConnection:
         wire: ChildWire,
         calls: CallReceiver | None,
         segments: SegmentSocket | None,
+        shared: memoryview,
         serializer: Serializer | None,
         memory_limit: int | None,
     ) -> None:
@@ -51,7 +53,8 @@ class PoolConnection:
         self._pid = os.getpid()
         self._wire = wire
         self._calls = calls
-        self._segments = segments
+        self._segments = None if segments is None else SegmentPort(segments)
+        self.shared = shared
         self._memory_limit = memory_limit
 
     def leave_if_forked(self) -> None:
@@ -78,7 +81,7 @@ class PoolConnection:
         if not flags & SEGMENT:
             return load(sections_of(pieces, flags), self.serializer)
         assert self._segments is not None
-        return load_segment(self._segments.receive(), pieces, self.serializer)
+        return self._segments.receive(flags).load(pieces, self.serializer)
 
     def send_empty(self, kind: int) -> None:
         self._wire.write(pack_answer(kind, 0, 0.0, 0))
@@ -161,15 +164,15 @@ class PoolConnection:
             flags |= HEAVY
         if size > INLINE_BYTES and self._segments is not None:
             try:
-                segment = write_segment(sections, offsets_of(list(map(size_of, sections))))
+                segment = self._segments.write(sections, may_keep=self._may_keep(payload))
             except OSError:  # no memory of that kind left
                 pass
             else:
-                self._segments.send(segment)
+                flags |= self._segments.send(segment)
+                if flags & (KEEP | KEPT):
+                    self.shared[KEPT_IS_UNREAD] = 1
                 table = table_of(sections)
-                self._wire.write(
-                    pack_answer(kind, flags | SEGMENT, seconds, len(table), items) + table
-                )
+                self._wire.write(pack_answer(kind, flags, seconds, len(table), items) + table)
                 return
         if len(sections) > 1:
             sections = [[table_of(sections)], *sections]
@@ -180,3 +183,7 @@ class PoolConnection:
             self._wire.write(header + b"".join(piece for section in sections for piece in section))
         else:
             self._wire.send([header, *(piece for section in sections for piece in section)])
+
+    def _may_keep(self, payload: Payload) -> bool:
+        # The pool reads what is heavy in a thread, which may take longer than its interest in it.
+        return not payload.heavy and not self.shared[KEPT_IS_UNREAD]

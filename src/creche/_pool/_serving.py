@@ -10,7 +10,7 @@ from types import CoroutineType, ModuleType
 from typing import Any
 
 from .._child import ChildContext, ChildProgram
-from .._platform import CallReceiver, ChildWire, SegmentSocket, SharedCounter, limit_memory
+from .._platform import CallReceiver, ChildWire, SegmentSocket, SharedNumbers, limit_memory
 from .._stop_request import StopListener, StopRequested
 from .._wire._framing import FrameKind
 from .._wire._messages import CALL_HEADER_BYTES, LAST, unpack_call
@@ -26,7 +26,7 @@ class WorkerProgram(ChildProgram):
     :param wire: the worker's end of the wire over which it answers
     :param calls: its end of the socket over which calls come; ``None`` where that is the wire
     :param segments: its end of the socket for shared memory
-    :param begun: where it counts the items of a chunk that it has begun
+    :param shared: memory that both ends read and write
     :param memory_limit: bytes
     :param preload: names of modules to import first
     """
@@ -36,7 +36,7 @@ class WorkerProgram(ChildProgram):
         wire: ChildWire,
         calls: CallReceiver | None,
         segments: SegmentSocket | None,
-        begun: SharedCounter,
+        shared: SharedNumbers,
         *,
         serializer: Serializer | None,
         memory_limit: int | None,
@@ -45,7 +45,7 @@ class WorkerProgram(ChildProgram):
         self._wire = wire
         self._calls = calls
         self._segments = segments
-        self._begun = begun
+        self._shared = shared
         self._serializer = serializer
         self._memory_limit = memory_limit
         self._preload = preload
@@ -77,10 +77,15 @@ class WorkerProgram(ChildProgram):
                 if finalizer is not None:
                     stack.callback(caller.call_at_end, finalizer)
                 connection = PoolConnection(
-                    self._wire, self._calls, self._segments, self._serializer, self._memory_limit
+                    self._wire,
+                    self._calls,
+                    self._segments,
+                    self._shared.cells,
+                    self._serializer,
+                    self._memory_limit,
                 )
                 connection.send_empty(FrameKind.READY)
-                _serve(connection, caller, self._begun.cell, context.stop)
+                _serve(connection, caller, context.stop)
 
 
 class ImportedSerializer:
@@ -93,9 +98,7 @@ class ImportedSerializer:
         return importlib.import_module, (self._name,)
 
 
-def _serve(
-    connection: PoolConnection, caller: Caller, begun: memoryview, stop: StopListener
-) -> None:
+def _serve(connection: PoolConnection, caller: Caller, stop: StopListener) -> None:
     clock = time.perf_counter
     load_small = loader(connection.serializer)
     while message := _next_call(connection, stop):
@@ -115,7 +118,7 @@ def _serve(
             continue
         stop.check()  # where a module was imported
         if kind == FrameKind.CHUNK:
-            ChunkRun(connection, caller, begun, *call).run()
+            ChunkRun(connection, caller, *call).run()
         else:
             begin = clock()
             try:

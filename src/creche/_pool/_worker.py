@@ -10,7 +10,6 @@ from typing import Any, Protocol
 from .. import _failures
 from .._errors import ProcessDied, WorkerMemoryError
 from .._loops import EventLoop, post
-from .._platform import Segment
 from .._process import AsyncProcess
 from .._stop_policy import StopPolicy
 from .._wire._framing import BadFrameError, Buffer, Frame, FrameKind
@@ -29,9 +28,9 @@ from .._wire._outcomes import Failure, Outcome, Value, cannot_unpickle, decode
 from .._wire._payloads import load, loader
 from ._calls import CallState, PoolCall, Unbegun, Undecodable
 from ._channel import WorkerChannel
-from ._large_calls import COPY_IN_LOOP_BYTES, LargeCallSender
+from ._large_calls import LargeCallSender
 from ._options import PoolOptions
-from ._segment_payloads import load_sections, load_segment
+from ._segment_payloads import COPY_IN_LOOP_BYTES, ReceivedSegment
 from ._thread_jobs import ThreadJobs
 
 _VALUE = int(FrameKind.VALUE)  # compared with each message: comparing an enum takes longer
@@ -278,7 +277,7 @@ class Worker:
         if flags & SEGMENT:
             assert self.channel.segments is not None
             try:
-                segment = self.channel.segments.receive()
+                segment = self.channel.segments.receive(flags)
             except (OSError, EOFError) as error:  # no descriptor left: ours, or for it
                 call.deliver(number, last, seconds, self._cannot_unpickle(error, items))
                 return
@@ -289,7 +288,10 @@ class Worker:
                 lambda call, outcome: call.deliver(number, last, seconds, outcome),
             )
         else:
-            call.deliver(number, last, seconds, self._decode(message, segment))
+            outcome = self._decode(message, segment)
+            if segment is not None and segment.kept:
+                self.channel.has_read_kept()
+            call.deliver(number, last, seconds, outcome)
 
     def _on_leaving(self) -> None:
         """The worker ends of its own accord."""
@@ -298,16 +300,16 @@ class Worker:
             self._listener.worker_ending(self)
             self.handle.expect_end(self.handle.policy.exit_timeout)
 
-    def _decode(self, message: Message, segment: Segment | None) -> Outcome:
+    def _decode(self, message: Message, segment: ReceivedSegment | None) -> Outcome:
         """Make an outcome of an answer; in a thread, or in the event loop where it is small."""
         kind, flags, _, items, payload = message
         try:
             if kind in (FrameKind.VALUE, FrameKind.VALUES):
                 if segment is not None:
-                    return Value(load_segment(segment, payload, self._serializer))
+                    return Value(segment.load(payload, self._serializer))
                 return Value(load(sections_of(payload, flags), self._serializer))
             if segment is not None:
-                sections = load_sections(segment, payload)
+                sections = segment.sections(payload)
             else:
                 sections = sections_of(payload, flags)
         except BaseException as error:
@@ -375,7 +377,7 @@ class Worker:
         return ProcessDied(exitcode, name=name, pid=handle.pid, detail=", and ".join(details))
 
 
-def _bytes_in(payload: Buffer | list[Buffer], segment: Segment | None) -> int:
+def _bytes_in(payload: Buffer | list[Buffer], segment: ReceivedSegment | None) -> int:
     if segment is not None:
         return sum(lengths_in(payload)[0])
     return size_of(payload if isinstance(payload, list) else [payload])

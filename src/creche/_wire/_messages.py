@@ -40,6 +40,17 @@ LAST = 8
 """No other answer will follow to the same call."""
 LEAVING = 16
 """The worker ends when it has sent this."""
+KEEP = 32
+"""The shared memory that comes with this will be used again."""
+KEPT = 64
+"""The payload lies in the shared memory that was to be kept."""
+
+
+# Which of the numbers that a worker shares with its pool tells what.
+BEGUN = 0
+"""How many items of a chunk the worker has begun, for when it dies of one of them."""
+KEPT_IS_UNREAD = 1
+"""Whether the pool has yet to read the segment that the worker keeps."""
 
 
 Message = tuple[int, int, float, int, Buffer | list[Buffer]]

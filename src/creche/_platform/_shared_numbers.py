@@ -1,4 +1,4 @@
-"""A number that one process counts up and another one reads, even when the first was killed."""
+"""Numbers that two processes write and read, even when the other was killed."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ _SIZE = mmap.PAGESIZE
 if sys.platform == "win32":
     import secrets
 
-    class SharedCounter:
+    class SharedNumbers:
         """Memory with a name, which is gone when the last process has closed it."""
 
         def __init__(self, name: str | None = None) -> None:
             self._name = f"creche-{secrets.token_hex(16)}" if name is None else name
             self._memory = mmap.mmap(-1, _SIZE, tagname=self._name)
-            self.cell: memoryview = memoryview(self._memory).cast("Q")
-            """Holds the number at index 0."""
+            self.cells: memoryview = memoryview(self._memory).cast("Q")
+            """The numbers, all 0 at first."""
 
         def __reduce__(self) -> tuple[Any, ...]:
-            return SharedCounter, (self._name,)
+            return SharedNumbers, (self._name,)
 
         def release_descriptor(self) -> None:
             """In the parent, when the child has its own: there is no descriptor here."""
 
         def close(self) -> None:
-            self.cell.release()
+            self.cells.release()
             self._memory.close()
 
 else:
     from ._mapping import map_descriptor
     from ._posix import DescriptorForChild
 
-    class SharedCounter:
+    class SharedNumbers:
         """Memory without a name, of which nothing is left, whoever is killed.
 
         :raises OSError: if there are no descriptors left
@@ -49,8 +49,8 @@ else:
             except BaseException:
                 os.close(self._descriptor)
                 raise
-            self.cell: memoryview = memoryview(self._memory).cast("Q")
-            """Holds the number at index 0."""
+            self.cells: memoryview = memoryview(self._memory).cast("Q")
+            """The numbers, all 0 at first."""
 
         def __reduce__(self) -> tuple[Any, ...]:
             # While a process is being started.
@@ -64,11 +64,11 @@ else:
 
         def close(self) -> None:
             self.release_descriptor()
-            self.cell.release()
+            self.cells.release()
             self._memory.close()
 
-    def _of_child(handle: Any) -> SharedCounter:
-        counter = SharedCounter(handle.detach())
+    def _of_child(handle: Any) -> SharedNumbers:
+        counter = SharedNumbers(handle.detach())
         counter.release_descriptor()
         return counter
 
