@@ -35,6 +35,7 @@ import anyio
 
 from creche import PoolStatistics, ProcessDied, ProcessPool, from_process
 from creche._pool._pool_connection import PoolConnection
+from creche._runtime import runtime
 from creche._wire._messages import LAST, pack_answer
 
 TIMEOUT = 60.0
@@ -128,6 +129,21 @@ async def until(pool: ProcessPool, condition: Callable[[PoolStatistics], bool]) 
     except TimeoutError:
         raise TimeoutError(f"in the end: {pool.statistics()}") from None
     return statistics
+
+
+def use_poller(poller: Any) -> Any:
+    """Have the watcher, which has nothing to do just now, use another poller."""
+    watcher = runtime().watcher
+    original = watcher.poller
+    swapped = threading.Event()
+
+    def swap() -> None:
+        watcher.poller = poller
+        watcher.call_soon(swapped.set)  # when the new one turns
+
+    watcher.call_soon(swap)
+    assert swapped.wait(TIMEOUT)
+    return original
 
 
 def _readable(descriptor: int, timeout: float) -> bool:

@@ -26,6 +26,7 @@ from support import (
     clean_up_async,
     payload,
     swallow_stop,
+    use_poller,
     wait_for_ever,
 )
 from targets import add, add_async, echo, fail, put, start_server, start_server_async, with_lock
@@ -35,7 +36,6 @@ from creche import _launching
 from creche._child import parent_connection
 from creche._platform._connection_poller import ConnectionPoller
 from creche._platform._connection_wire import ChildWire, ParentWire, wire_pair
-from creche._runtime import runtime
 from creche._wire._framing import FrameKind, FrameReader, Section, pack
 
 MEBIBYTE = 1024 * 1024
@@ -429,21 +429,6 @@ def connections(monkeypatch: pytest.MonkeyPatch, machinery: None) -> Iterator[li
             break
         time.sleep(0.01)
     assert closed
-
-
-def use_poller(poller: Any) -> Any:
-    """Have the watcher, which has nothing to do just now, use another poller."""
-    watcher = runtime().watcher
-    original = watcher.poller
-    swapped = threading.Event()
-
-    def swap() -> None:
-        watcher.poller = poller
-        watcher.call_soon(swapped.set)  # when the new one turns
-
-    watcher.call_soon(swap)
-    assert swapped.wait(TIMEOUT)
-    return original
 
 
 def in_processes(test: Callable[..., Any]) -> Callable[..., Any]:

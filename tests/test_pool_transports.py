@@ -10,7 +10,6 @@ import contextlib
 import functools
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -37,7 +36,6 @@ from creche._platform import _connection_wire, _posix_wire
 from creche._platform._connection_poller import ConnectionPoller
 from creche._pool import _channel, _engine
 from creche._pool._channel import LoopDriver, WatcherDriver, WorkerChannel
-from creche._runtime import runtime
 
 MEBIBYTE = 1024 * 1024
 
@@ -93,10 +91,10 @@ def transport(
     poller = None
     if transport.wire is _connection_wire:
         monkeypatch.setattr(_launching, "wire_pair", _connection_wire.wire_pair)
-        poller = use_poller(ConnectionPoller(batch_size=3))
+        poller = support.use_poller(ConnectionPoller(batch_size=3))
     yield transport
     if poller is not None:
-        use_poller(poller).close()
+        support.use_poller(poller).close()
     assert channels
     for channel in channels:
         assert type(channel._driver) is transport.driver
@@ -117,21 +115,6 @@ def is_closed(channel: Any) -> bool:
     if isinstance(wire, _posix_wire.ParentWire):
         return wire._sock.fileno() == -1
     return bool(wire._connection.closed)
-
-
-def use_poller(poller: Any) -> Any:
-    """Have the watcher, which has nothing to do just now, use another poller."""
-    watcher = runtime().watcher
-    original = watcher.poller
-    swapped = threading.Event()
-
-    def swap() -> None:
-        watcher.poller = poller
-        watcher.call_soon(swapped.set)  # when the new one turns
-
-    watcher.call_soon(swap)
-    assert swapped.wait(TIMEOUT)
-    return original
 
 
 @pytest.fixture

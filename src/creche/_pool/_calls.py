@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .._wire._framing import FrameKind
-from .._wire._messages import BUFFERS, INLINE_BYTES, pack_call, size_of, table_of
+from .._wire._messages import INLINE_BYTES, inline, pack_call, size_of
 from .._wire._outcomes import Failure, Outcome
 from .._wire._payloads import Payload
 
@@ -68,11 +68,7 @@ class PoolCall:
 
     def message(self) -> bytes | None:
         """Return the call as one message; ``None`` if it is too large for that."""
-        sections, flags = self.payload.sections, 0
-        pieces = sections[0]
-        if len(sections) > 1:
-            pieces = [table_of(sections), *(piece for section in sections for piece in section)]
-            flags = BUFFERS
+        flags, pieces = inline(self.payload.sections)
         size = len(pieces[0]) if len(pieces) == 1 else size_of(pieces)
         if size > INLINE_BYTES:
             return None

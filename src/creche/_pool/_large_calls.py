@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .._platform import Segment
-from .._wire._framing import Buffer
 from .._wire._messages import (
-    BUFFERS,
     INLINE_BYTES,
+    inline,
     pack_call,
     size_of,
     table_of,
@@ -90,12 +89,7 @@ class LargeCallSender:
         return self._sent(self._channel.send(header + table))
 
     def _send_inline(self, call: PoolCall) -> bool:
-        sections = call.payload.sections
-        flags = 0
-        if len(sections) > 1:
-            sections = [[table_of(sections)], *sections]
-            flags = BUFFERS
-        pieces: list[Buffer] = [piece for section in sections for piece in section]
+        flags, pieces = inline(call.payload.sections)
         header = pack_call(call.kind, flags, call.number, size_of(pieces))
         return self._sent(self._channel.send_large(header, pieces))
 

@@ -15,7 +15,6 @@ from .._platform import (
 from .._stop_request import StopRequested
 from .._wire._framing import Buffer, FrameKind, Section
 from .._wire._messages import (
-    BUFFERS,
     CALL_HEADER_BYTES,
     HEAVY,
     INLINE_BYTES,
@@ -25,6 +24,7 @@ from .._wire._messages import (
     LAST,
     LEAVING,
     SEGMENT,
+    inline,
     pack_answer,
     sections_of,
     size_of,
@@ -174,15 +174,13 @@ class PoolConnection:
                 table = table_of(sections)
                 self._wire.write(pack_answer(kind, flags, seconds, len(table), items) + table)
                 return
-        if len(sections) > 1:
-            sections = [[table_of(sections)], *sections]
-            size += size_of(sections[0])
-            flags |= BUFFERS
-        header = pack_answer(kind, flags, seconds, size, items)
+        layout, pieces = inline(sections)
+        size = size_of(pieces)
+        header = pack_answer(kind, flags | layout, seconds, size, items)
         if size <= INLINE_BYTES:
-            self._wire.write(header + b"".join(piece for section in sections for piece in section))
+            self._wire.write(header + b"".join(pieces))
         else:
-            self._wire.send([header, *(piece for section in sections for piece in section)])
+            self._wire.send([header, *pieces])
 
     def _may_keep(self, payload: Payload) -> bool:
         # The pool reads what is heavy in a thread, which may take longer than its interest in it.

@@ -160,6 +160,13 @@ def table_of(sections: Sequence[Section]) -> bytes:
     return struct.pack(f"<I{len(sections)}Q", len(sections), *map(size_of, sections))
 
 
+def inline(sections: Sequence[Section]) -> tuple[int, list[Buffer]]:
+    """Lay out a payload that travels without shared memory: return its flags and its pieces."""
+    if len(sections) == 1:
+        return 0, sections[0]
+    return BUFFERS, [table_of(sections), *(piece for section in sections for piece in section)]
+
+
 def lengths_in(payload: Buffer | list[Buffer]) -> tuple[list[int], list[Buffer]]:
     """Read the table at the beginning of a payload; return it, and what follows it."""
     pieces = list(payload) if isinstance(payload, list) else [payload]
