@@ -13,20 +13,15 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
-from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
-from typing import Any
 
 import anyio
 import psutil
 import pytest
 from scripts import Program
-from support import NOT_OURS, Announcements, double, sockets_and_pipes
+from support import NOT_OURS, START_METHODS, Announcements, double, is_server, sockets_and_pipes
 
 import creche
-from creche._start_methods import _fork_server
-
-START_METHODS = ("forkserver", "spawn", "fork")
 
 # Whoever inherits this from the tests is theirs, whatever became of its parent.
 MARKER = "CRECHE_TESTS"
@@ -86,7 +81,7 @@ def machinery() -> None:
     plain.join()
     plain.close()
     anyio.run(use, "spawn", "fork", backend="trio")
-    anyio.run(use, "forkserver", backend="asyncio")
+    anyio.run(use, "creche", "forkserver", backend="asyncio")
 
 
 @dataclass(frozen=True)
@@ -106,8 +101,8 @@ class Inventory:
         """Describe what is here and was not there before."""
         found = [
             f"process {_describe(pid)}"
-            for pid in self.processes - before.processes - _servers()
-            if _describe(pid)
+            for pid in self.processes - before.processes
+            if not is_server(pid) and _describe(pid)
         ]
         if self.descriptors > before.descriptors:
             found.append(
@@ -149,18 +144,6 @@ def _is_marked(pid: int) -> bool:
     except OSError:
         return False
     return f"{MARKER}={_marker}".encode() in environment.split(b"\0")
-
-
-def _servers() -> set[int | None]:
-    """The servers that live as long as the application: a dead one is reaped by the next start."""
-    standard: Any = forkserver
-    tracker: Any = resource_tracker
-    ours = _fork_server._servers.values()
-    return {
-        standard._forkserver._forkserver_pid,
-        *(server._forkserver_pid for server in ours),
-        tracker._resource_tracker._pid,
-    }
 
 
 def _describe(pid: int) -> str:

@@ -27,7 +27,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from multiprocessing import util
+from multiprocessing import forkserver, resource_tracker, util
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -36,10 +36,15 @@ import anyio
 from creche import PoolStatistics, ProcessDied, ProcessPool, from_process
 from creche._pool._pool_connection import PoolConnection
 from creche._runtime import runtime
+from creche._start_methods import _fork_server
+from creche._start_methods._server import _servers as creche_servers
 from creche._wire._messages import LAST, pack_answer
 
 TIMEOUT = 60.0
 """Seconds that every wait of the tests may take: far more than any needs."""
+
+START_METHODS = ("creche", "forkserver", "spawn", "fork")
+SERVER_METHODS = ("creche", "forkserver")
 
 
 # --- saying and hearing what runs -----------------------------------------------------------------
@@ -874,3 +879,19 @@ def busy_for(seconds: float, value: Any) -> Any:
     while time.perf_counter() < end:
         pass
     return value
+
+
+def is_server(pid: int) -> bool:
+    """Whether this is a server that lives as long as the application, or a spare of one."""
+    standard: Any = forkserver
+    tracker: Any = resource_tracker
+    stock = {
+        standard._forkserver._forkserver_pid,
+        *(server._forkserver_pid for server in _fork_server._servers.values()),
+        tracker._resource_tracker._pid,
+    }
+    own = {server.pid for server in creche_servers.running_servers()}
+    try:
+        return pid in stock or os.getpgid(pid) in own
+    except ProcessLookupError:
+        return False

@@ -19,7 +19,7 @@ import anyio
 import psutil
 import pytest
 import support
-from support import TIMEOUT, Announcements
+from support import START_METHODS, TIMEOUT, Announcements
 
 from creche import (
     AsyncProcess,
@@ -37,6 +37,7 @@ from creche import (
     open_pool,
     run_in_process,
 )
+from creche._platform import DEFAULT_START_METHOD
 
 pytestmark = pytest.mark.anyio
 
@@ -712,11 +713,13 @@ async def test_fault(name: str, way: Way) -> None:
     fault = fault_for(name, way)
     if way is by_start and fault.check is ends_and_kills:
         pytest.skip("nobody hears of the value, the pid of what must be killed")
-    await check_fault(fault, way, "forkserver")
+    await check_fault(fault, way, DEFAULT_START_METHOD)
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
-@pytest.mark.parametrize("method", ["spawn", "fork"])
+@pytest.mark.parametrize(
+    "method", [method for method in START_METHODS if method != DEFAULT_START_METHOD]
+)
 async def test_fault_with_other_start_methods(fault: Fault, method: str) -> None:
     if fault.timeout is not None and method == "spawn":  # takes longer to get to the fault
         fault = replace(fault, timeout=0.4)

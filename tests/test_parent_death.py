@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 from scripts import Program
-from support import TIMEOUT, Announcements, wait_until_gone
+from support import SERVER_METHODS, TIMEOUT, Announcements, wait_until_gone
 
 # Generous: it takes milliseconds, and one second is promised.
 SOON = 10.0
@@ -173,7 +173,7 @@ if __name__ != "__main__":
 
 
 @pytest.mark.parametrize("hang", ["support.wait_for_ever()", "support.hold_the_gil()"])
-@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+@pytest.mark.parametrize("method", [*SERVER_METHODS, "spawn"])
 def test_killed_while_a_child_imports_main(
     program: Program,
     program_announcements: Announcements,
@@ -593,23 +593,21 @@ async def run():
             await cycle(number)
     assert count() == before, (before, count(), os.listdir("/proc/self/fd"))
     children = psutil.Process().children(recursive=True)
-    servers = {_fork_server.fork_server()._forkserver_pid, resource_tracker._resource_tracker._pid}
-    assert {child.pid for child in children} <= servers, children
+    left = [child for child in children if not support.is_server(child.pid)]
+    assert not left, left
     support.announce(path, "done")
 """
 
 CYCLES_HEAD = """
 import gc, threading
-from multiprocessing import resource_tracker
 import psutil
-from creche._start_methods import _fork_server
 cycles = {cycles}
 """
 
 
 @pytest.mark.parametrize(
     ("method", "cycles"),
-    [("forkserver", 500), ("fork", 100), ("spawn", 30)],
+    [("creche", 500), ("forkserver", 200), ("fork", 100), ("spawn", 30)],
 )
 def test_start_and_cancel_cycles(
     program: Program,

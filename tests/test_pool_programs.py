@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 from scripts import Program, Result
-from support import TIMEOUT, Announcements, wait_until_gone
+from support import SERVER_METHODS, START_METHODS, TIMEOUT, Announcements, wait_until_gone
 
 # Generous: it takes milliseconds, and one second is promised.
 SOON = 10.0
@@ -460,7 +460,7 @@ async def attempt(pool, func, *args):
     return True
 
 steps = (0, 1, 2, 3, 4, 6, 8, 10, 12, 15, 18, 24)
-if method != "forkserver":
+if method not in support.SERVER_METHODS:
     steps = steps[::3]
 
 async def open_some():
@@ -508,7 +508,7 @@ async def large():
     "Send what takes descriptors of its own."
     async with open_pool(1) as pool:
         assert await attempt(pool, abs, -3)
-        for free in range(6 if method == "forkserver" else 2):
+        for free in range(6 if method in support.SERVER_METHODS else 2):
             with few_descriptors(free):
                 for size in (100_000, 300_000, 4 * 1024**2):
                     await attempt(pool, support.payload, size)
@@ -624,9 +624,10 @@ def test_no_process_ids(program: Program, start_method: str, anyio_backend: str)
     assert result.stdout.count(os.strerror(11)) >= 2
 
 
-def test_no_process_ids_in_the_fork_server(program: Program, anyio_backend: str) -> None:
+@pytest.mark.parametrize("method", SERVER_METHODS)
+def test_no_process_ids_in_the_server(program: Program, method: str, anyio_backend: str) -> None:
     path = program.write(NO_PROCESS_IDS.format(where="__mp_main__", least="(0,)"))
-    result = program.run(path, "forkserver", anyio_backend)
+    result = program.run(path, method, anyio_backend)
     check_output(result, "<ProcessStartError> ")
     assert result.stdout.count("<ProcessStartError>") == 1
 
@@ -757,7 +758,7 @@ def test_fork_keeps_no_worker_alive(
 # --- in places of its own -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("outer", ["forkserver", "spawn", "fork"])
+@pytest.mark.parametrize("outer", START_METHODS)
 def test_daemonic_process(
     program: Program, start_method: str, outer: str, anyio_backend: str
 ) -> None:
@@ -835,7 +836,7 @@ UNGUARDED_USES = {
 
 @pytest.mark.parametrize("use", UNGUARDED_USES)
 def test_missing_guard(program: Program, start_method: str, anyio_backend: str, use: str) -> None:
-    if use == "map" and start_method != "forkserver":
+    if use == "map" and start_method != "creche":
         pytest.skip("makes no difference")
     log = program.folder / "log"
     body = textwrap.indent(

@@ -15,7 +15,7 @@ import psutil
 import pytest
 import support
 from scripts import Program, Result
-from support import TIMEOUT, Announcements
+from support import SERVER_METHODS, START_METHODS, TIMEOUT, Announcements
 
 from creche import (
     AsyncProcess,
@@ -28,6 +28,7 @@ from creche import (
     run_in_process,
 )
 from creche._start_methods import _fork_server
+from creche._start_methods._server._servers import server_for
 
 pytestmark = pytest.mark.anyio
 
@@ -360,7 +361,7 @@ def test_no_process_ids_in_the_fork_server(program: Program, anyio_backend: str)
 # --- inside a child -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("inner", ["forkserver", "spawn", "fork"])
+@pytest.mark.parametrize("inner", START_METHODS)
 async def test_inside_a_child(start_method: str, inner: str, anyio_backend_name: str) -> None:
     with anyio.fail_after(TIMEOUT):
         assert (
@@ -376,7 +377,7 @@ async def test_inside_a_child(start_method: str, inner: str, anyio_backend_name:
         )
 
 
-@pytest.mark.parametrize("inner", ["forkserver", "spawn", "fork"])
+@pytest.mark.parametrize("inner", START_METHODS)
 async def test_inside_an_async_child(start_method: str, inner: str) -> None:
     with anyio.fail_after(TIMEOUT):
         result = await run_in_process(
@@ -394,7 +395,7 @@ async def test_failure_inside_a_child(start_method: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["cancel", "kill"])
-@pytest.mark.parametrize("inner", ["forkserver", "spawn", "fork"])
+@pytest.mark.parametrize("inner", START_METHODS)
 async def test_child_of_a_child_goes_with_it(
     announcements: Announcements, start_method: str, inner: str, how: str
 ) -> None:
@@ -413,7 +414,7 @@ async def test_child_of_a_child_goes_with_it(
     assert support.wait_until_gone(pid, 10)
 
 
-@pytest.mark.parametrize("inner", ["forkserver", "spawn", "fork"])
+@pytest.mark.parametrize("inner", START_METHODS)
 async def test_inside_a_daemonic_child(start_method: str, inner: str) -> None:
     process: AsyncProcess[Any] = AsyncProcess(
         target=support.nested,
@@ -430,8 +431,14 @@ async def test_inside_a_daemonic_child(start_method: str, inner: str) -> None:
 BRIEF = StopPolicy(grace=0.2, exit_timeout=0.2, kill_timeout=0.5)
 
 
-def server_pid() -> int:
-    pid = _fork_server.fork_server()._forkserver_pid
+@pytest.fixture(params=SERVER_METHODS)
+def server_method(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def server_pid(method: str) -> int:
+    own = method == "creche"
+    pid = server_for().pid if own else _fork_server.fork_server()._forkserver_pid
     assert pid is not None
     return pid
 
@@ -452,67 +459,85 @@ def go(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def stopped_server() -> Any:
-    """A fork server that has been stopped, and is continued or killed afterwards."""
-    pid = server_pid()
-    os.kill(pid, signal.SIGSTOP)
+def stopped_server(server_method: str) -> Any:
+    """A fork server that has been stopped, and is continued or killed afterwards.
+
+    With it its spare, which is in its process group, and would take one request more.
+    """
+    pid = server_pid(server_method)
+    os.killpg(os.getpgid(pid), signal.SIGSTOP)
     yield pid
     if psutil.pid_exists(pid):
-        os.kill(pid, signal.SIGCONT)
+        os.killpg(os.getpgid(pid), signal.SIGCONT)
 
 
-async def kill_server() -> None:
-    pid = server_pid()
+async def kill_server(method: str) -> None:
+    pid = server_pid(method)
     os.kill(pid, signal.SIGKILL)
     assert support.wait_until_gone(pid)
 
 
-async def test_server_killed_between_children() -> None:
+async def test_server_killed_between_children(server_method: str) -> None:
     with anyio.fail_after(TIMEOUT):
-        assert await run_in_process(support.double, 1) == 2
-        await kill_server()
-        assert await run_in_process(support.double, 2) == 4
+        assert await run_in_process(support.double, 1, start_method=server_method) == 2
+        await kill_server(server_method)
+        assert await run_in_process(support.double, 2, start_method=server_method) == 4
 
 
-async def test_server_killed_while_a_child_runs(announcements: Announcements, go: Path) -> None:
+async def test_server_killed_while_a_child_runs(
+    server_method: str, announcements: Announcements, go: Path
+) -> None:
     """The child lives on, and its outcome counts."""
     with anyio.fail_after(TIMEOUT):
         async with AsyncProcess(
-            target=wait_and_then, args=(announcements.path, str(go), support.double, 21)
+            start_method=server_method,
+            target=wait_and_then,
+            args=(announcements.path, str(go), support.double, 21),
         ) as process:
             await announcements.get()
-            await kill_server()
-            assert await run_in_process(support.double, 1) == 2  # from a new server
+            await kill_server(server_method)
+            # From a new server.
+            assert await run_in_process(support.double, 1, start_method=server_method) == 2
             go.write_text("")
         assert process.return_value == 42
         assert process.pid is not None
         assert support.wait_until_gone(process.pid, 1)
 
 
-async def test_server_killed_while_a_child_crashes(announcements: Announcements, go: Path) -> None:
-    """Nobody is left who knows the exit code."""
+async def test_server_killed_while_a_child_crashes(
+    server_method: str, announcements: Announcements, go: Path
+) -> None:
+    """Nobody is left who knows the exit code, but the kernel, from Linux 6.15 on."""
     with anyio.fail_after(TIMEOUT):
         async with AsyncProcess(
-            target=wait_and_then, args=(announcements.path, str(go), support.exit_at_once, 7)
+            start_method=server_method,
+            target=wait_and_then,
+            args=(announcements.path, str(go), support.exit_at_once, 7),
         ) as process:
             await announcements.get()
-            await kill_server()
+            await kill_server(server_method)
             go.write_text("")
         assert isinstance(process.exception, ProcessDied)
-        assert process.exception.exitcode is None
-        assert "unknown exit code" in str(process.exception)
+        if server_method == "creche" and process.exception.exitcode is not None:
+            assert process.exception.exitcode == 7
+        else:
+            assert process.exception.exitcode is None
+            assert "unknown exit code" in str(process.exception)
 
 
 @pytest.mark.parametrize("how", ["terminate", "kill", "cancel"])
-async def test_child_is_stopped_after_its_server(announcements: Announcements, how: str) -> None:
+async def test_child_is_stopped_after_its_server(
+    server_method: str, announcements: Announcements, how: str
+) -> None:
     with anyio.fail_after(TIMEOUT), anyio.CancelScope() as scope:
         async with AsyncProcess(
+            start_method=server_method,
             target=support.announce_then,
             args=(announcements.path, support.busy_loop),
             stop=StopPolicy(grace=TIMEOUT),
         ) as process:
             pid = await announcements.get_pid()
-            await kill_server()
+            await kill_server(server_method)
             if how == "cancel":
                 scope.cancel()
             else:
@@ -521,11 +546,15 @@ async def test_child_is_stopped_after_its_server(announcements: Announcements, h
     assert support.wait_until_gone(pid, 1)
 
 
-async def test_server_killed_with_many_children(announcements: Announcements) -> None:
+async def test_server_killed_with_many_children(
+    server_method: str, announcements: Announcements
+) -> None:
     with anyio.fail_after(TIMEOUT):
         processes = [
             AsyncProcess[Any](
-                target=support.announce_then, args=(announcements.path, support.wait_for_ever)
+                start_method=server_method,
+                target=support.announce_then,
+                args=(announcements.path, support.wait_for_ever),
             )
             for _ in range(10)
         ]
@@ -533,7 +562,7 @@ async def test_server_killed_with_many_children(announcements: Announcements) ->
         for process in processes:
             await process.start()
             pids.append(await announcements.get_pid())
-        await kill_server()
+        await kill_server(server_method)
         async with anyio.create_task_group() as group:
             for process in processes:
                 group.start_soon(process.terminate)
@@ -541,55 +570,61 @@ async def test_server_killed_with_many_children(announcements: Announcements) ->
     assert all(support.wait_until_gone(pid, 1) for pid in pids)
 
 
-async def test_server_killed_while_starting() -> None:
+async def test_server_killed_while_starting(server_method: str) -> None:
     """Whatever comes of the starts that are under way, none of them is left half done."""
     outcomes: list[object] = []
 
     async def run() -> None:
         try:
-            outcomes.append(await run_in_process(support.double, 21))
+            outcomes.append(await run_in_process(support.double, 21, start_method=server_method))
         except ProcessError as error:
             outcomes.append(error)
 
     with anyio.fail_after(TIMEOUT):
         for _ in range(10):
-            await run_in_process(support.double, 1)
+            await run_in_process(support.double, 1, start_method=server_method)
             async with anyio.create_task_group() as group:
                 for _ in range(4):
                     group.start_soon(run)
                 await anyio.lowlevel.checkpoint()
-                await kill_server()
-        assert await run_in_process(support.double, 2) == 4
+                await kill_server(server_method)
+        assert await run_in_process(support.double, 2, start_method=server_method) == 4
     assert len(outcomes) == 40
     for outcome in outcomes:
         assert outcome == 42 or isinstance(outcome, (ProcessStartError, ProcessDied)), outcome
 
 
-async def test_server_stopped_while_a_child_ends(announcements: Announcements, go: Path) -> None:
+async def test_server_stopped_while_a_child_ends(
+    server_method: str, announcements: Announcements, go: Path
+) -> None:
     """Nobody can say that the child has ended, and yet the wait for it does."""
     with anyio.fail_after(TIMEOUT):
         process = AsyncProcess(
+            start_method=server_method,
             target=wait_and_then,
             args=(announcements.path, str(go), support.double, 21),
             stop=BRIEF,
         )
         await process.start()
         pid = await announcements.get_pid()
-        os.kill(server_pid(), signal.SIGSTOP)
+        os.kill(server_pid(server_method), signal.SIGSTOP)
         try:
             go.write_text("")
             with contextlib.suppress(ProcessStuckError):
                 assert await process.result() == 42
         finally:
-            os.kill(server_pid(), signal.SIGCONT)
+            os.kill(server_pid(server_method), signal.SIGCONT)
         await process.join()
         assert not process.is_alive()
         assert process.return_value == 42
     assert support.wait_until_gone(pid, 1)
 
 
-async def test_cancel_after_server_was_stopped(announcements: Announcements) -> None:
+async def test_cancel_after_server_was_stopped(
+    server_method: str, announcements: Announcements
+) -> None:
     process = AsyncProcess(
+        start_method=server_method,
         target=support.announce_then,
         args=(announcements.path, support.wait_for_ever),
         stop=BRIEF,
@@ -597,31 +632,33 @@ async def test_cancel_after_server_was_stopped(announcements: Announcements) -> 
     with anyio.fail_after(TIMEOUT):
         await process.start()
         pid = await announcements.get_pid()
-        os.kill(server_pid(), signal.SIGSTOP)
+        os.kill(server_pid(server_method), signal.SIGSTOP)
         try:
             with anyio.move_on_after(0):
                 with contextlib.suppress(ProcessStuckError):
                     await process.result()
         finally:
-            os.kill(server_pid(), signal.SIGCONT)
+            os.kill(server_pid(server_method), signal.SIGCONT)
         await process.join()
         assert not process.is_alive()
     assert support.wait_until_gone(pid, 1)
 
 
-async def test_timeout_while_server_is_stopped(stopped_server: int) -> None:
+async def test_timeout_while_server_is_stopped(server_method: str, stopped_server: int) -> None:
     with anyio.fail_after(TIMEOUT):
         with pytest.raises(ProcessTimeout, match=r"its timeout of 0\.2 seconds"):
-            await run_in_process(support.double, 1, timeout=0.2, stop=BRIEF)
-        assert await run_in_process(support.double, 2) == 4
+            await run_in_process(
+                support.double, 1, start_method=server_method, timeout=0.2, stop=BRIEF
+            )
+        assert await run_in_process(support.double, 2, start_method=server_method) == 4
 
 
-async def test_cancel_while_server_is_stopped(stopped_server: int) -> None:
+async def test_cancel_while_server_is_stopped(server_method: str, stopped_server: int) -> None:
     with anyio.fail_after(TIMEOUT):
         with anyio.move_on_after(0.2):
             with contextlib.suppress(ProcessStuckError):
-                await run_in_process(support.double, 1, stop=BRIEF)
-        assert await run_in_process(support.double, 2) == 4
+                await run_in_process(support.double, 1, start_method=server_method, stop=BRIEF)
+        assert await run_in_process(support.double, 2, start_method=server_method) == 4
 
 
 async def test_without_waitid(

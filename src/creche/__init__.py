@@ -28,10 +28,15 @@ from ._pool._process_pool import ProcessPool as ProcessPool
 from ._pool._process_pool import open_pool as open_pool
 from ._pool._statistics import PoolStatistics as PoolStatistics
 from ._pool._statistics import WorkerStatistics as WorkerStatistics
+from ._preload import ForkServerStatistics as ForkServerStatistics
+from ._preload import Preloaded as Preloaded
+from ._preload import fork_server_statistics as fork_server_statistics
+from ._preload import preload as preload
 from ._process import AsyncProcess as AsyncProcess
 from ._run import current_default_run_limiter as current_default_run_limiter
 from ._run import in_process as in_process
 from ._run import run_in_process as run_in_process
+from ._start_methods import get_context as get_context
 from ._stop_policy import StopPolicy as StopPolicy
 from ._stop_request import StopRequested as StopRequested
 from ._wire._payloads import Serializer as Serializer

@@ -17,18 +17,20 @@ import anyio
 from . import _platform
 from ._errors import ProcessStateError
 from ._loops import current_loop, post, run_to_end
-from ._multiprocessing import process, spawn, util
-from ._start_methods import leave_fork_server
+from ._multiprocessing import util
+from ._start_methods import import_main, settle_in
 from ._stop_request import StopListener, StopRequested
 from ._wire._framing import FrameKind, FrameReader, Section, pack
 from ._wire._outcomes import (
+    Call,
     Message,
+    encode_call,
     exception_message,
     exit_message,
     failure_message,
     value_message,
 )
-from ._wire._pickling import loads, receive_handles
+from ._wire._pickling import ArgumentHandles, loads, receive_handles
 
 
 @dataclass
@@ -39,7 +41,8 @@ class ChildMain:
     its arguments come over the wire, where a failure to unpickle them can be caught and reported.
 
     :param wire: the child's end of the wire
-    :param lifeline: a descriptor that ends with the parent, where the platform has such a thing
+    :param lifeline: a descriptor that ends with the parent; ``None`` where the platform has no such
+        thing, or whoever starts the child sees to it
     :param descriptors: what the arguments refer to
     :param objects: what the arguments refer to in a forked child
     :param main: how to import the main module
@@ -74,12 +77,7 @@ class ChildMain:
         self.descriptors = [handle.detach() for handle in state["descriptors"]]
 
     def __call__(self) -> None:
-        _platform.isolate_child()
-        if self.start_method == "fork":
-            _platform.reset_signals()
-        elif self.start_method == "forkserver":
-            leave_fork_server()
-        _platform.die_with_parent(self.lifeline)
+        settle_in(self.start_method, self.lifeline)
         stop = StopListener()
         stop.listen(forked=self.start_method == "fork")
         global _connection
@@ -101,7 +99,7 @@ class ChildMain:
             try:
                 with stop.raising():
                     try:
-                        self._import_main()
+                        import_main(self.main)
                     except Exception as error:
                         return failure_message(FrameKind.BAD_MAIN, error), 1
                     try:
@@ -125,20 +123,6 @@ class ChildMain:
         message = value_message(value)
         return message, int(message[0] is FrameKind.BAD_VALUE)
 
-    def _import_main(self) -> None:
-        preload = sys.modules.get("creche._start_methods._fork_server_preload")
-        failure: Exception | None = getattr(preload, "main_failure", None)
-        if failure is not None:
-            raise failure
-        current: Any = process.current_process()
-        current._inheriting = True  # multiprocessing refuses to start processes meanwhile
-        try:
-            spawn.prepare(self.main)
-        except SystemExit as error:
-            raise MainModuleExited(f"sys.exit({error.code!r})") from error
-        finally:
-            del current._inheriting
-
     def _receive_call(self, connection: ParentConnection) -> Any:
         if self.own_run is not None:
             return self.own_run, (), {}
@@ -158,10 +142,6 @@ class ChildProgram(ABC):
 
     @abstractmethod
     def __call__(self, context: ChildContext, *args: Any) -> object: ...
-
-
-class MainModuleExited(Exception):
-    """The main module left through ``sys.exit`` while it was being imported."""
 
 
 class ParentConnection:
@@ -215,6 +195,42 @@ def parent_connection() -> ParentConnection | None:
     if _connection is None or _connection.pid != os.getpid():
         return None
     return _connection
+
+
+def rehearse() -> None:
+    """Do once, and for nothing, what a child does for each call.
+
+    A fork shares the memory of its parent until it writes there, and running anything writes to the
+    reference counts of all that it touches. Copying these pages takes longer than the work itself.
+    A child that is forked before it is needed has the time.
+    """
+    parents_end, childs_end = _platform.wire_pair()
+    handles = ArgumentHandles(inherited=False)
+    parents_end.send(pack(FrameKind.CALL, encode_call(Call(_do_nothing, (), {}), "", handles)))
+    stop = StopListener()
+    try:
+        stop.listen(forked=False)
+        main = ChildMain(
+            wire=childs_end,
+            lifeline=None,
+            descriptors=[],
+            objects=(),
+            main={},
+            backend="asyncio",
+            own_run=None,
+            start_method="creche",
+        )
+        connection = ParentConnection(childs_end)
+        connection.send((FrameKind.RUNNING, []))
+        connection.send(main._run(connection, stop)[0])
+    finally:
+        stop.close()
+        parents_end.close()
+        childs_end.close()
+
+
+def _do_nothing() -> None:
+    pass
 
 
 def is_async(func: Callable[..., Any]) -> bool:

@@ -31,6 +31,9 @@ from ._stopping import StoppableChild, Stopper
 from ._watcher import Timer
 from ._wire._outcomes import Call, Failure, Outcome, Value
 
+# Seconds that the exit code of a dead child may be on its way: whoever reaps it may be stopped.
+_EXIT_CODE_PATIENCE = 5.0
+
 
 class ProcessHandle:
     """A process from the first thought of it until its outcome is known.
@@ -215,8 +218,7 @@ class ProcessHandle:
 
     def _attach(self) -> None:
         watcher = self._runtime.watcher
-        target = StoppableChild(self._popen, self._wire)
-        self._stopper = Stopper(watcher, target, self._give_up)
+        self._stopper = Stopper(watcher, StoppableChild(self._popen, self._wire), self._give_up)
         if self._wire is not None:
             self._inbox = Inbox(
                 self, watcher, self._runtime.picklers, self.process.name, self._popen.pid
@@ -246,8 +248,10 @@ class ProcessHandle:
     def _on_exit(self) -> None:
         exitcode = self._popen.reap(kill_group=self.policy.group)
         if exitcode is None:
-            if self._popen.server_lost:
-                self._watch_exit()
+            # It has ended, and somebody else reaps it, who will tell. Or that somebody has ended.
+            self._watch_exit()
+            if self._popen.awaits_exit_code:
+                self._call_later(_EXIT_CODE_PATIENCE, self._give_up_exit_code)
             return
         self.exitcode = exitcode
         if self._watched is not None:
@@ -262,6 +266,11 @@ class ProcessHandle:
         self._settle_if_known()
         if self._stopping:
             self._expect_unpickled()
+
+    def _give_up_exit_code(self) -> None:
+        if self.exitcode is None:
+            self._popen.give_up_exit_code()
+            self._on_exit()
 
     def heard_running(self) -> None:
         if self.state is ProcessState.STARTED:

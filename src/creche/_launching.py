@@ -8,7 +8,7 @@ from typing import Any
 
 from ._child import ChildMain
 from ._platform import Lifeline, ParentWire, wire_pair
-from ._start_methods import main_module_settings, start
+from ._start_methods import main_module_settings, start, ties_children
 from ._wire._framing import FrameKind, Section, pack
 from ._wire._outcomes import Call, encode_call
 from ._wire._pickling import ArgumentHandles
@@ -42,8 +42,9 @@ def start_child(
     child_lifeline = None
     try:
         on_wire(wire)
-        # A copy, because a fork closes its parent's before the child gets to see it.
-        child_lifeline = lifeline.duplicate()
+        if not ties_children(method):
+            # A copy, because a fork closes its parent's before the child gets to see it.
+            child_lifeline = lifeline.duplicate()
         # Before the child exists, so that it need not wait for what fits into the socket's buffer.
         wire.send(pack(FrameKind.CALL, sections))
         process.run = ChildMain(

@@ -13,7 +13,7 @@ from typing import Protocol
 from ._loops import Latch
 from ._multiprocessing import util
 from ._platform import Lifeline
-from ._start_methods import forget_fork_servers
+from ._start_methods import forget_servers_of_parent
 from ._stop_policy import StopPolicy
 from ._watcher import Watcher
 from ._worker_threads import WorkerThreads
@@ -61,7 +61,7 @@ class Runtime:
     def forget(self) -> None:
         """In a fork of this process: close our copies of what the parent uses."""
         self.forgotten = True
-        forget_fork_servers()
+        forget_servers_of_parent()
         self.lifeline.close()
         self.watcher.forget()
         for handle in list(self.live):

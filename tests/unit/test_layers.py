@@ -16,7 +16,7 @@ LAYERS = [
     ["to_process", "progress"],
     ["_pool"],
     ["_nursery"],
-    ["_run", "from_process"],
+    ["_run", "from_process", "_preload"],
     ["_process", "_process_facts"],
     ["_handle"],
     ["_launching", "_inbox", "_stopping"],

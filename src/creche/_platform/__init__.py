@@ -40,28 +40,23 @@ if sys.platform == "win32":
         Lifeline,
         default_stop_request,
         die_as_terminated,
-        die_with_parent,
-        isolate_child,
         lift_memory_limit,
         limit_memory,
         on_missed_stop_request,
         on_stop_request,
-        reset_signals,
         usable_cpus,
     )
 else:
-    from ._parent_death import Lifeline, die_with_parent
+    from ._parent_death import Lifeline
     from ._posix import (
         DEFAULT_START_METHOD,
         DescriptorForChild,
         default_stop_request,
         die_as_terminated,
-        isolate_child,
         lift_memory_limit,
         limit_memory,
         on_missed_stop_request,
         on_stop_request,
-        reset_signals,
         usable_cpus,
     )
     from ._posix_wire import ChildWire, ParentWire, wire_pair
@@ -89,14 +84,11 @@ __all__ = [
     "call_sockets",
     "default_stop_request",
     "die_as_terminated",
-    "die_with_parent",
-    "isolate_child",
     "lift_memory_limit",
     "limit_memory",
     "on_missed_stop_request",
     "on_stop_request",
     "raise_in_main_thread",
-    "reset_signals",
     "segment_sockets",
     "take_back",
     "usable_cpus",

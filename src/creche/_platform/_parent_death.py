@@ -17,7 +17,6 @@ import os
 import signal
 import sys
 import threading
-from multiprocessing import connection, process
 from typing import TYPE_CHECKING
 
 assert sys.platform != "win32" or not TYPE_CHECKING
@@ -46,24 +45,18 @@ class Lifeline:
         os.close(self._write_end)
 
 
-def die_with_parent(lifeline: int | None) -> None:
+def die_with_parent(lifeline: int) -> None:
     """In a child that leads a process group: end the group when the parent ends.
 
     :param lifeline: the read end of the parent's :class:`Lifeline`, which this takes over
     """
-    if lifeline is not None:
-        try:
-            # F_SETOWN belongs to the open file, which all children share until they reopen it.
-            tied = die_with_lifeline(f"/proc/self/fd/{lifeline}", signal.SIGKILL)
-        finally:
-            os.close(lifeline)
-        if tied is not None:
-            return
-    parent = process.parent_process()
-    if parent is not None:
-        threading.Thread(
-            target=_wait_for_parent, args=(parent,), name="creche-parent-watch", daemon=True
-        ).start()
+    # F_SETOWN belongs to the open file, which all children share until they reopen it.
+    if die_with_lifeline(f"/proc/self/fd/{lifeline}", signal.SIGKILL) is not None:
+        os.close(lifeline)
+        return
+    threading.Thread(
+        target=_wait_for_parent, args=(lifeline,), name="creche-parent-watch", daemon=True
+    ).start()
 
 
 def die_with_lifeline(path: str, number: int) -> int | None:
@@ -89,8 +82,8 @@ def die_with_lifeline(path: str, number: int) -> int | None:
     return pipe
 
 
-def _wait_for_parent(parent: process.BaseProcess) -> None:
-    connection.wait([parent.sentinel])
+def _wait_for_parent(lifeline: int) -> None:
+    os.read(lifeline, 1)  # nobody writes to it
     _die()
 
 

@@ -15,7 +15,19 @@ from ._missed_signals import MISSES_SIGNALS, SignalThread
 
 assert sys.platform != "win32" or not TYPE_CHECKING
 
-DEFAULT_START_METHOD = "forkserver"
+
+def has_pidfds() -> bool:
+    """Whether there are descriptors for processes: on Linux from 5.3 on."""
+    if sys.platform != "linux" or not hasattr(os, "pidfd_open"):  # not in every build
+        return False
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except OSError:
+        return False
+    return True
+
+
+DEFAULT_START_METHOD = "creche" if has_pidfds() else "forkserver"
 
 DescriptorForChild: Any = reduction.DupFd
 """A descriptor on its way to the child that is being started, which calls its ``detach()``."""

@@ -38,10 +38,6 @@ def isolate_child() -> None:
     signal.signal(signal.SIGBREAK, signal.SIG_IGN)
 
 
-def reset_signals() -> None:
-    """Nothing: there are no forks."""
-
-
 def on_stop_request(callback: Callable[[], None]) -> None:
     """In a child: have ``callback`` called in the main thread whenever the parent asks to stop."""
     global _listening
@@ -105,10 +101,6 @@ class Lifeline:
 
     def close(self) -> None:
         pass
-
-
-def die_with_parent(lifeline: int | None) -> None:
-    """Nothing: the parent has put this process into a job, and the kernel does it."""
 
 
 def limit_memory(limit: int) -> None:

@@ -8,46 +8,63 @@ from __future__ import annotations
 
 import multiprocessing
 import sys
+from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 from .._multiprocessing import process as _multiprocessing_process
 from .._platform import DEFAULT_START_METHOD
-from ._main_module import main_module_settings
+from ._main_module import import_main, main_module_settings
+from ._preloaded import preloaded, set_preloaded
+from ._server_statistics import ForkServerStatistics
 
 if sys.platform == "win32":
     from ._windows_popen import (
         PROCESS_TYPES,
         abort_start,
-        forget_fork_servers,
-        leave_fork_server,
+        forget_servers_of_parent,
         own_started,
         preload_in_server,
+        retire_servers,
+        server_statistics,
+        settle_in,
         start,
+        ties_children,
     )
 else:
     from ._posix_start import (
         PROCESS_TYPES,
         abort_start,
-        forget_fork_servers,
-        leave_fork_server,
+        forget_servers_of_parent,
         own_started,
         preload_in_server,
+        retire_servers,
+        server_statistics,
+        settle_in,
         start,
+        ties_children,
     )
 
 __all__ = [
     "abort_start",
     "check_start_method",
-    "forget_fork_servers",
     "forget_process",
-    "leave_fork_server",
+    "forget_servers_of_parent",
+    "import_main",
     "main_module_settings",
     "make_process",
     "own_started",
+    "ForkServerStatistics",
+    "get_context",
     "preload_in_server",
+    "preloaded",
+    "retire_servers",
+    "server_statistics",
+    "set_preloaded",
+    "settle_in",
     "start",
     "start_method_of",
+    "ties_children",
 ]
 
 
@@ -62,6 +79,15 @@ def check_start_method(method: str | None) -> str:
         known = ", ".join(sorted(PROCESS_TYPES))
         raise ValueError(f"no start method {method!r} on this platform, which has: {known}")
     return method
+
+
+def get_context() -> BaseContext:
+    """The ``multiprocessing`` context of creche's own start method.
+
+    :raises ValueError: if this platform does not have it
+    """
+    check_start_method("creche")
+    return multiprocessing.get_context("creche")
 
 
 def make_process(

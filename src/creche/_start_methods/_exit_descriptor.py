@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import os
 import select
+import struct
 import sys
 from typing import TYPE_CHECKING
 
 assert sys.platform != "win32" or not TYPE_CHECKING
+
+# From <linux/pidfd.h>: struct pidfd_info up to its exit_code, and what asks for that.
+_PIDFD_INFO = struct.Struct("=QQ11Ii")
+_PIDFD_INFO_EXIT = 1 << 3
+_PIDFD_GET_INFO = 0xC000FF0B | _PIDFD_INFO.size << 16
+
+# Seconds. A dead process that has lost its parent is reaped by the system at once.
+_TIME_TO_REAP_ORPHANS = 0.05
 
 
 def open_exit_descriptor(pid: int) -> int | None:
@@ -65,3 +74,25 @@ def is_readable(descriptor: int) -> bool:
     poller = select.poll()
     poller.register(descriptor, select.POLLIN)
     return bool(poller.poll(0))
+
+
+def exit_code_of(pidfd: int) -> int | None:
+    """The exit code of a process that has ended and was reaped by somebody else.
+
+    ``None`` where the kernel does not tell, which it does from Linux 6.15 on.
+    """
+    if sys.platform != "linux":
+        return None
+    import fcntl
+
+    info = bytearray(_PIDFD_INFO.pack(_PIDFD_INFO_EXIT, *[0] * 13))
+    poller = select.poll()
+    poller.register(pidfd, 0)  # POLLHUP: it was reaped
+    try:
+        fcntl.ioctl(pidfd, _PIDFD_GET_INFO, info)
+        poller.poll(_TIME_TO_REAP_ORPHANS * 1000)
+        fcntl.ioctl(pidfd, _PIDFD_GET_INFO, info)
+    except OSError:
+        return None
+    mask, *_, status = _PIDFD_INFO.unpack(info)
+    return os.waitstatus_to_exitcode(status) if mask & _PIDFD_INFO_EXIT else None

@@ -23,6 +23,7 @@ from .._multiprocessing import spawn
 from .._platform import Lifeline
 from ._exit_descriptor import has_ended, open_exit_descriptor
 from ._main_module import main_module_settings
+from ._preloaded import preloaded
 
 ENVIRONMENT_KEY = "_CRECHE_FORK_SERVER"
 
@@ -122,9 +123,10 @@ def fork_server(modules: tuple[str, ...] = ()) -> PreloadingForkServer:
     :param modules: names of modules that it imports besides the main module. There is a server for
         each set of them, because one that runs, and has children, can be told nothing any more
     """
-    if modules not in _servers:
-        _servers[modules] = PreloadingForkServer(modules)
-    return _servers[modules]
+    wanted = tuple(dict.fromkeys([*preloaded(), *modules]))
+    if wanted not in _servers:
+        _servers[wanted] = PreloadingForkServer(wanted)
+    return _servers[wanted]
 
 
 def forget_fork_servers() -> None:

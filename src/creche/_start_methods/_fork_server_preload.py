@@ -21,17 +21,12 @@ from typing import TYPE_CHECKING
 
 assert sys.platform != "win32" or not TYPE_CHECKING
 
-import creche._child
 
-from .._multiprocessing import process, spawn
-from .._platform import isolate_child, reset_signals
 from .._platform._parent_death import die_with_lifeline
+from .._platform._posix import isolate_child, reset_signals
 from ._exit_descriptor import open_exit_descriptor
 from ._fork_server import ENVIRONMENT_KEY
-
-main_failure: Exception | None = None
-"""Why the main module could not be imported. The children report it, instead of trying again: a
-main module without a guard would run the whole program once more in each of them."""
+from ._main_module import import_main_in_server
 
 
 def prepare_server() -> None:
@@ -40,7 +35,7 @@ def prepare_server() -> None:
     address = _listening_address()
     _remove_socket_at_exit(address, settings["application"])
     with _dying_with(settings["application"], settings["lifeline"], address):
-        _import_main(settings["main"])
+        import_main_in_server(settings["main"])
     for module in settings["modules"]:
         with contextlib.suppress(Exception):  # the child that needs it will report it
             importlib.import_module(module)
@@ -165,20 +160,6 @@ def _has_ended(application: int) -> bool:
         return bool(select.select([descriptor], [], [], 1.0)[0])
     finally:
         os.close(descriptor)
-
-
-def _import_main(settings: dict[str, object]) -> None:
-    global main_failure
-    current = process.current_process()
-    current._inheriting = True
-    try:
-        spawn.prepare(settings)
-    except Exception as error:
-        main_failure = error
-    except SystemExit as error:
-        main_failure = creche._child.MainModuleExited(f"sys.exit({error.code!r})")
-    finally:
-        del current._inheriting
 
 
 if ENVIRONMENT_KEY in os.environ and "multiprocessing.forkserver" in sys.modules:

@@ -19,10 +19,9 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Iterator
 from multiprocessing import forkserver, popen_fork, popen_forkserver, popen_spawn_posix
 from multiprocessing.process import BaseProcess
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 assert sys.platform != "win32" or not TYPE_CHECKING
 
@@ -42,6 +41,8 @@ class OwnedPopen(popen_fork.Popen):
     _reaped: Latch
     parent_descriptors: tuple[int, ...] = ()
     server_lost = False
+    awaits_exit_code = False
+    """Whether the child has ended, and its exit code is on the way."""
     exitcode_lost = False
     _exit_descriptor: int | None = None
 
@@ -335,29 +336,3 @@ def _run_forked_child(process_obj: Any, parent_sentinel: int, to_close: tuple[in
         util._exit_function()  # joins the threads of queues; from 3.13 on _bootstrap does not
     finally:
         os._exit(code)
-
-
-def own_popen(process: Any) -> OwnedPopen:
-    """Make a process that ``multiprocessing`` has started one that only the watcher reaps."""
-    popen: Any = process._popen
-    popen.__class__ = ForkServerPopen if popen.method == "forkserver" else AdoptedPopen
-    popen._reaped = Latch()
-    if popen.returncode is not None:
-        popen._reaped.set()
-    return cast("OwnedPopen", popen)
-
-
-@contextlib.contextmanager
-def interrupts_blocked() -> Iterator[None]:
-    """Let what is started here be born with SIGINT blocked.
-
-    A Ctrl-C goes to the whole foreground process group, which a child is in until it has made a
-    group of its own; it would die of it with a traceback. The child unblocks the signal then. Other
-    threads of this process get the signal as ever.
-    """
-    resource_tracker.ensure_running()  # starting it would unblock the signal
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)

@@ -30,9 +30,10 @@ assert sys.platform == "win32" or not TYPE_CHECKING
 
 from .._loops import Latch
 from .._multiprocessing import reduction, spawn, util
-from .._platform._windows import TERMINATED
+from .._platform._windows import TERMINATED, isolate_child
 from .._platform._windows_job import Job
 from ._main_module import pickle_preparation
+from ._server_statistics import ForkServerStatistics
 
 _KILLED = TERMINATED + 9
 """Our exit code for what was killed, to tell it from what was terminated: there are no signals."""
@@ -43,7 +44,7 @@ _EXIT_CODES = {TERMINATED: -signal.SIGTERM, _KILLED: -9}
 class OwnedPopen(popen_spawn_win32.Popen):
     """Waited for by one owner, and safe to end and to wait for from any thread."""
 
-    server_lost = False
+    awaits_exit_code = False
     exitcode_lost = False
     returncode: int | None
     sentinel: int
@@ -215,12 +216,27 @@ def preload_in_server(process: BaseProcess, modules: Sequence[str]) -> None:
     """There is no server: a process imports modules itself."""
 
 
-def forget_fork_servers() -> None:
-    """There is none."""
+def forget_servers_of_parent() -> None:
+    """There are none."""
 
 
-def leave_fork_server() -> None:
-    """There is none."""
+def retire_servers() -> None:
+    """There are none."""
+
+
+def server_statistics() -> list[ForkServerStatistics]:
+    """There are none."""
+    return []
+
+
+def settle_in(method: str, lifeline: int | None) -> None:
+    """In a child: leave the reach of the parent's Ctrl-C. The job ties it to the parent's life."""
+    isolate_child()
+
+
+def ties_children(method: str) -> bool:
+    """Whether children are born with what :func:`settle_in` does for others."""
+    return False
 
 
 def _same_path(left: str, right: str) -> bool:

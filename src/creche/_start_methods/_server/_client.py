@@ -1,0 +1,312 @@
+"""Asking a server for children, and replacing it when it has died."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import select
+import signal
+import sys
+import threading
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+assert sys.platform == "linux" or not TYPE_CHECKING
+
+from ..._multiprocessing import resource_tracker, spawn
+from ..._platform import Lifeline
+from .._main_module import MAIN, main_module_settings
+from .._server_statistics import ForkServerStatistics, memory_of
+from ._protocol import (
+    MAX_DESCRIPTORS,
+    PID,
+    DescriptorsLost,
+    Kind,
+    Message,
+    StartRequest,
+    receive,
+    send,
+)
+from ._server_process import CannotPreload, ServerDied, ServerProcess
+from ._surroundings import Surroundings
+
+# Seconds. An answer takes a millisecond, and tens of them if there has to be a fork first.
+_PATIENCE_BEFORE_WAKING = 1.0
+_PATIENCE = 10.0
+
+# A child that runs an async function needs its backend: 100 ms if each child imports Trio itself.
+_BACKEND_MODULES = ("anyio._backends._asyncio", "anyio._backends._trio")
+
+# What every child of creche's runs. A string, as it is above this package.
+_CHILD_MODULE = "creche._child"
+
+_OWN_MODULES = frozenset({_CHILD_MODULE, *_BACKEND_MODULES})
+
+# Of those in a request, the ones that do not belong to the process object.
+_OWN_DESCRIPTORS = 5
+
+
+@dataclass(frozen=True)
+class StartedChild:
+    """A child that has been started, and that the server will reap."""
+
+    pid: int
+    pidfd: int
+    status: int
+    """Where the server will write the exit code."""
+
+
+class Server:
+    """A server, and its successors: one that has died is replaced when it is needed.
+
+    All methods can be called from any thread.
+
+    :param modules: names of modules that it imports besides the main module
+    :param lifeline: what ends with the application
+    :param left_to_children: modules that no server must import, and why; what turns out to be one
+        is added
+    """
+
+    def __init__(
+        self, modules: tuple[str, ...], lifeline: Lifeline, left_to_children: dict[str, str]
+    ) -> None:
+        self._modules = modules
+        self._lifeline = lifeline
+        self._lock = threading.Lock()
+        self._process: ServerProcess | None = None
+        self._surroundings: Surroundings | None = None
+        self._imported: list[str] = []
+        self._left_to_children = left_to_children
+        self._children_started = 0
+        self._killed = False
+        self._retired = False
+
+    @property
+    def pid(self) -> int | None:
+        """The process id of the server that runs just now."""
+        process = self._process
+        return None if process is None else process.pid
+
+    def start_child(self, process_obj: bytes, descriptors: list[int]) -> StartedChild:
+        """Have a child started that runs a pickled process object. Blocks.
+
+        :param descriptors: what the process object refers to
+        :raises ValueError: if these are too many
+        :raises OSError: if the system or the server cannot
+        """
+        if len(descriptors) + _OWN_DESCRIPTORS > MAX_DESCRIPTORS:
+            raise ValueError(
+                f"a process can be given {MAX_DESCRIPTORS - _OWN_DESCRIPTORS} descriptors at most,"
+                f" not {len(descriptors)}"
+            )
+        try:
+            with self._lock:
+                self._killed = False
+                try:
+                    return self._ask_for_child(process_obj, descriptors)
+                except ServerDied:
+                    if self._killed:
+                        raise
+                # It was killed by somebody, and has started nothing for us. Once is bad luck.
+                return self._ask_for_child(process_obj, descriptors)
+        finally:
+            self._dismiss_if_retired()
+
+    def kill(self) -> None:
+        """Make what waits for this server fail. The next child has a new one."""
+        self._killed = True
+        self._signal(signal.SIGKILL)
+
+    def wake(self) -> None:
+        """See to it that it runs, should somebody have stopped it."""
+        self._signal(signal.SIGCONT)
+
+    def retire(self) -> None:
+        """Let it end when its last child has ended. Does not block."""
+        self._retired = True
+        self._dismiss_if_retired()
+
+    def has_ended(self) -> bool:
+        """Whether a retired server has ended, and can be forgotten. Does not block."""
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
+            if self._process is not None and self._process.has_ended():
+                self._process.reap()
+                self._process = None
+            return self._process is None
+        finally:
+            self._lock.release()
+
+    def statistics(self) -> ForkServerStatistics | None:
+        """What there is to tell of a server that runs."""
+        pid = self.pid
+        if pid is None:
+            return None
+        return ForkServerStatistics(
+            pid=pid,
+            modules=tuple(module for module in self._imported if module not in _OWN_MODULES),
+            left_to_children=dict(self._left_to_children),
+            children_started=self._children_started,
+            memory=memory_of(pid),
+        )
+
+    def forget(self) -> None:
+        """In a fork of the application: let go of a server that is not ours."""
+        if self._process is not None:
+            self._process.forget()
+
+    def _signal(self, number: int) -> None:
+        process = self._process
+        if process is not None:
+            process.signal(number)
+
+    def _dismiss_if_retired(self) -> None:
+        # Whoever holds the lock comes here after that.
+        if self._retired and self._lock.acquire(blocking=False):
+            try:
+                if self._process is not None:
+                    self._process.dismiss()
+            finally:
+                self._lock.release()
+
+    # --- a child ------------------------------------------------------------------------------
+
+    def _ask_for_child(self, process_obj: bytes, descriptors: list[int]) -> StartedChild:
+        """:raises ServerDied: if the server has, and there is no child"""
+        server = self._running_process()
+        surroundings = Surroundings.take()
+        changed = surroundings != self._surroundings
+        status, servers_status = os.pipe()
+        try:
+            try:
+                request = StartRequest(
+                    surroundings=surroundings.pack() if changed else b"",
+                    process=process_obj,
+                    status=servers_status,
+                    tracker=resource_tracker.getfd(),
+                    output=(_if_open(1), _if_open(2)),
+                    descriptors=descriptors,
+                )
+                send(server.sock, request.pack())
+            except (BrokenPipeError, ConnectionResetError):
+                server.dismiss()
+                raise ServerDied("the fork server has died") from None
+            finally:
+                os.close(servers_status)
+            answer = self._receive_answer(server, status)
+            if answer.kind is Kind.FAILED:
+                number, text = json.loads(answer.payload)
+                raise OSError(number, f"{text}, says the fork server")
+        except BaseException:
+            os.close(status)
+            raise
+        self._surroundings = surroundings
+        self._children_started += 1
+        return StartedChild(PID.unpack(answer.payload)[0], answer.descriptors[0], status)
+
+    def _receive_answer(self, server: ServerProcess, status: int) -> Message:
+        """Wait for the answer, but not for ever.
+
+        :raises ServerDied: if there will be none, and no child
+        """
+        poller = select.poll()
+        poller.register(server.sock, select.POLLIN)
+        # Its end: the spare has died with the request. Those who held the pipe are gone.
+        poller.register(status, select.POLLIN)
+        ready = poller.poll(_PATIENCE_BEFORE_WAKING * 1000)
+        for number in (signal.SIGCONT, signal.SIGKILL):
+            if not ready:
+                server.signal(number)
+                ready = poller.poll(_PATIENCE * 1000)
+        try:
+            answer = receive(server.sock)
+        except BlockingIOError:
+            if not ready:
+                server.dismiss()
+            raise ServerDied("the fork server does not answer") from None
+        except DescriptorsLost as error:
+            # The child runs, and nobody would know when it ends.
+            if error.message.kind is Kind.STARTED:
+                os.kill(PID.unpack(error.message.payload)[0], signal.SIGKILL)
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE)) from None
+        if answer is None:
+            server.dismiss()
+            raise ServerDied("the fork server has died")
+        return answer
+
+    # --- the server ---------------------------------------------------------------------------
+
+    def _running_process(self) -> ServerProcess:
+        """:raises OSError: if there is no server, and none can be started"""
+        process = self._process
+        if process is not None:
+            if process.sock.fileno() >= 0 and not process.has_ended():
+                return process
+            process.reap()
+            self._process = None
+        while True:
+            process = self._process = self._start_process()
+            try:
+                for module, failure in process.wait_until_ready().items():
+                    _warn(f"cannot preload {module!r}: {failure}")
+            except CannotPreload as error:
+                process.reap()
+                self._process = None
+                if self._killed or error.module == _CHILD_MODULE:
+                    raise ServerDied(f"the fork server has ended: {error.reason}") from None
+                self._leave_to_children(error.module, error.reason)
+            else:
+                return process
+
+    def _start_process(self) -> ServerProcess:
+        settings = spawn.get_preparation_data("")
+        surroundings = {key: settings[key] for key in ("sys_argv", "orig_dir", "dir")}
+        main = main_module_settings()
+        wanted: list[str] = [
+            _CHILD_MODULE,
+            *([MAIN] if main else []),
+            *(module for module in _BACKEND_MODULES if module in sys.modules),
+            *self._modules,
+        ]
+        self._imported = [module for module in wanted if module not in self._left_to_children]
+        self._children_started = 0
+        self._surroundings = None
+        lifeline = self._lifeline.duplicate()
+        try:
+            return ServerProcess(
+                lifeline,
+                {
+                    "main": surroundings | main,
+                    "modules": self._imported,
+                    "left_to_children": [
+                        module for module in wanted if module in self._left_to_children
+                    ],
+                },
+                settings["sys_path"],
+            )
+        finally:
+            os.close(lifeline)
+
+    def _leave_to_children(self, module: str, reason: str) -> None:
+        self._left_to_children[module] = reason
+        what = "the main module" if module == MAIN else repr(module)
+        _warn(
+            f"cannot preload {what} in the fork server: {reason}."
+            " Each child imports it itself, which takes longer"
+        )
+
+
+def _if_open(descriptor: int) -> int | None:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return None
+    return descriptor
+
+
+def _warn(text: str) -> None:
+    # Given in the thread that starts processes: no line of the application's is to blame.
+    warnings.warn(text, RuntimeWarning, stacklevel=1)

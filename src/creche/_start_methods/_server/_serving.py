@@ -1,0 +1,240 @@
+"""The server: one thread that keeps a spare, and tells of the ends of its children.
+
+It runs nothing of the application's but the modules that it imports before it serves. Requests are
+received by the spare; the server does so only where it cannot fork one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gc
+import json
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+from typing import TYPE_CHECKING, Any
+
+assert sys.platform == "linux" or not TYPE_CHECKING
+
+from ..._multiprocessing import resource_tracker, util
+from ..._platform._parent_death import die_with_lifeline
+from ..._platform._posix import reset_signals
+from . import _surroundings
+from ._preloading import ThreadsStarted, preload
+from ._protocol import EXIT_CODE, PID, DescriptorsLost, Kind, Message, receive, send
+from ._spare import Birth, be_spare, sample_process
+
+# Spares that end without a request, one after the other: a request waits for no more of them.
+_MAX_STILLBIRTHS = 3
+
+
+def main(descriptor: int, lifeline: int) -> None:
+    """Serve until the application is gone, or has no more use for this server.
+
+    :param descriptor: the server's end of the socket
+    :param lifeline: the read end of the application's lifeline
+    """
+    # Out of the reach of a terminal's Ctrl-C, which was blocked when this process was started.
+    os.setpgid(0, 0)
+    interrupt_handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    # The server leaves nothing behind, so the kernel may kill it at any moment.
+    tie = die_with_lifeline(f"/proc/self/fd/{lifeline}", signal.SIGKILL)
+    for inherited in (descriptor, lifeline):
+        os.set_inheritable(inherited, False)
+    with socket.socket(fileno=descriptor) as requests:
+        settings = receive(requests)
+        if settings is not None:
+            (resource_tracker._resource_tracker._fd,) = settings.descriptors
+            server = _Server(requests, lifeline, tie, interrupt_handler)
+            server.run(json.loads(settings.payload))
+
+
+class _Server:
+    def __init__(
+        self, requests: socket.socket, lifeline: int, tie: int | None, interrupt_handler: Any
+    ) -> None:
+        self._requests = requests
+        self._lifeline = lifeline
+        self._tie = tie
+        self._interrupt_handler = interrupt_handler
+        self._from_spare, self._to_server = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._from_spare.setblocking(False)
+        self._descriptor_limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._wake_receiver, self._wake_sender = os.pipe()
+        self._poller = select.poll()
+        self._wanted = True
+        self._spare: int | None = None
+        self._stillbirths = 0
+        self._status_pipes: dict[int, int] = {}
+        self._warning_filters: tuple[bytes, ...] = ()
+        self._left_to_children: list[str] = []
+        self._sample = sample_process()
+
+    # --- before there are children ------------------------------------------------------------
+
+    def run(self, settings: dict[str, Any]) -> None:
+        self._left_to_children = settings["left_to_children"]
+        failures = self._preload(settings["modules"], settings["main"])
+        reset_signals()  # the main module may have installed handlers
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # What is in the buffers would be written once more by every child.
+        util._flush_std_streams()
+        # Objects that the collector never touches stay on pages that server and children share.
+        gc.collect()
+        gc.freeze()
+        # A descriptor for each child, however few the application may have itself.
+        _, highest = self._descriptor_limits
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest, highest))
+        self._answer(Kind.READY, json.dumps(failures).encode())
+        self._serve()
+
+    def _preload(self, modules: list[str], main: dict[str, Any]) -> dict[str, str]:
+        """Import the modules; return what went wrong, by module."""
+        failures = {}
+        for module in modules:
+            self._answer(Kind.IMPORTING, module.encode())
+            try:
+                failure = preload(module, main)
+            except ThreadsStarted:
+                self._answer(Kind.THREADS, module.encode())
+                os._exit(0)  # not waiting for the threads
+            if failure is not None:
+                failures[module] = failure
+        return failures
+
+    # --- with children ------------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        for descriptor in (self._wake_receiver, self._wake_sender):
+            os.set_blocking(descriptor, False)
+        signal.signal(signal.SIGCHLD, lambda _signum, _frame: None)
+        signal.set_wakeup_fd(self._wake_sender, warn_on_full_buffer=False)
+        self._poller.register(self._wake_receiver, select.POLLIN)
+        self._poller.register(self._from_spare, select.POLLIN)
+        self._make_spare()
+        while self._wanted or self._status_pipes or self._spare is not None:
+            for descriptor, events in self._poller.poll():
+                if descriptor == self._wake_receiver:
+                    os.read(self._wake_receiver, 4096)
+                    self._reap()
+                elif descriptor == self._from_spare.fileno():
+                    self._hear_spare()
+                elif events & select.POLLIN:
+                    self._make_spare_for_request()
+                else:  # POLLHUP: the application has closed its end
+                    self._poller.unregister(self._requests)
+                    self._wanted = False
+
+    def _make_spare(self) -> None:
+        try:
+            self._fork_spare()
+        except OSError:
+            # No process ids, or no memory. That is an error when somebody asks for a child.
+            self._poller.register(self._requests, select.POLLIN)
+        else:
+            # Its end is all that is of interest, as the spare receives what comes.
+            self._poller.register(self._requests, 0)
+
+    def _make_spare_for_request(self) -> None:
+        """Somebody asks for a child, and there is no spare."""
+        try:
+            if self._stillbirths >= _MAX_STILLBIRTHS:
+                self._stillbirths = 0
+                raise OSError(errno.ECHILD, "children end as soon as they are forked")
+            self._fork_spare()
+        except OSError as error:
+            self._decline_request(error)
+        else:
+            self._poller.modify(self._requests, 0)
+
+    def _fork_spare(self) -> None:
+        """:raises OSError: if there is none"""
+        pid = os.fork()
+        if pid == 0:
+            try:
+                self._become_spare()
+            finally:
+                os._exit(1)  # never back into the server's loop
+        self._spare = pid
+
+    def _become_spare(self) -> None:
+        be_spare(
+            Birth(
+                requests=self._requests,
+                server=self._to_server,
+                lifeline=self._lifeline,
+                tie=self._tie,
+                servers_own=[
+                    self._from_spare.detach(),
+                    self._wake_receiver,
+                    self._wake_sender,
+                    *self._status_pipes.values(),
+                ],
+                descriptor_limits=self._descriptor_limits,
+                interrupt_handler=self._interrupt_handler,
+                warning_filters=self._warning_filters,
+                left_to_children=self._left_to_children,
+                sample=self._sample,
+                rehearse=sys.modules["creche._child"].rehearse,
+            )
+        )
+
+    def _hear_spare(self) -> None:
+        """Hear of a spare that is a child of the application's now, and make another one."""
+        try:
+            message = receive(self._from_spare)
+        except BlockingIOError:
+            return
+        except DescriptorsLost:
+            os._exit(1)  # this many children are too many: the application starts a new server
+        assert message is not None, "this process has the other end, too"
+        (pid,) = PID.unpack_from(message.payload)
+        (self._status_pipes[pid],) = message.descriptors
+        self._spare = None
+        self._stillbirths = 0
+        surroundings = message.payload[PID.size :]
+        if surroundings:
+            with contextlib.suppress(OSError):  # the child has told the application
+                self._warning_filters = _surroundings.apply(surroundings)
+        if self._wanted:
+            self._make_spare()
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if pid == self._spare:
+                self._hear_spare()  # it may have been taken, and be done already
+            pipe = self._status_pipes.pop(pid, None)
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):  # nobody wants to know any more
+                    os.write(pipe, EXIT_CODE.pack(os.waitstatus_to_exitcode(status)))
+                os.close(pipe)
+            elif pid == self._spare:
+                self._spare = None
+                self._stillbirths += 1
+                if self._wanted:
+                    self._poller.register(self._requests, select.POLLIN)
+
+    def _decline_request(self, error: OSError) -> None:
+        with contextlib.suppress(DescriptorsLost):
+            request = receive(self._requests)
+            if request is None:
+                return  # the end of the socket will be noticed
+            for descriptor in request.descriptors:
+                os.close(descriptor)
+        self._answer(Kind.FAILED, json.dumps([error.errno, error.strerror]).encode())
+
+    def _answer(self, kind: Kind, payload: bytes) -> None:
+        # The application has gone, or given up: the end of the socket will tell.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            send(self._requests, Message(kind, payload))

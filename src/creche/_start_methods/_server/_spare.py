@@ -1,0 +1,196 @@
+"""A spare: a child that is forked before it is asked for.
+
+It waits for the request itself, on the socket that it shares with the server, so that a start takes
+neither the time of a fork nor a word from the server. When it has taken one it leaves the server,
+and is a child of the application's, which may have it killed at any moment.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import errno
+import io
+import json
+import os
+import pickle
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from typing import TYPE_CHECKING, Any, NoReturn
+
+assert sys.platform == "linux" or not TYPE_CHECKING
+
+from ..._multiprocessing import process, resource_tracker, spawn, util
+from ..._platform._parent_death import die_with_parent
+from .._main_module import pickle_for_child
+from . import _surroundings
+from ._preloading import import_in_child
+from ._protocol import PID, DescriptorsLost, Kind, Message, StartRequest, receive, send
+
+_descriptors: Sequence[int] = ()
+
+
+class ReceivedDescriptor:
+    """A descriptor that a process object refers to."""
+
+    def __init__(self, position: int) -> None:
+        self._position = position
+
+    def detach(self) -> int:
+        return _descriptors[self._position]
+
+
+@dataclass(frozen=True)
+class Birth:
+    """What a spare gets from the server."""
+
+    requests: socket.socket
+    server: socket.socket
+    """Where the server hears that a spare is none any more."""
+    lifeline: int
+    tie: int | None
+    """What ties the process group of the server to the application's life."""
+    servers_own: Sequence[int]
+    """Descriptors that a child has no use for."""
+    descriptor_limits: tuple[int, int]
+    interrupt_handler: Any
+    warning_filters: tuple[bytes, ...]
+    left_to_children: Sequence[str]
+    """Modules that could not be imported in the server."""
+    sample: bytes
+    """A pickled process object like those in requests."""
+    rehearse: Callable[[], None]
+    """Does for nothing what such a process does."""
+
+
+def be_spare(birth: Birth) -> NoReturn:
+    """Be a child process, from the fork to the exit."""
+    code = 1
+    try:
+        _settle_in(birth)
+        _rehearse(birth)
+        request = _take_request(birth)
+        # None where the application has no use for the server any more.
+        code = 0 if request is None else _run_process(request, birth)
+    except Exception as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+    finally:
+        try:
+            atexit._run_exitfuncs()
+            util._flush_std_streams()
+        finally:
+            os._exit(code)
+
+
+def _settle_in(birth: Birth) -> None:
+    """Take leave of what is the server's. The process group is still its own, which ties us."""
+    for descriptor in birth.servers_own:
+        os.close(descriptor)
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    # What the server would do at its end is none of a child's business.
+    atexit._clear()
+    atexit.register(util._exit_function)
+
+
+def _rehearse(birth: Birth) -> None:
+    """Do what a request leads to, for nothing: see :func:`creche._child.rehearse`."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs, open(os.devnull, "rb") as null:
+        descriptor = null.fileno()
+        request = StartRequest(b"", birth.sample, descriptor, descriptor, (None, None), [])
+        send(ours, request.pack())
+        received = receive(theirs)
+        assert received is not None
+        _load_process(StartRequest.unpack(received), birth)
+        for descriptor in received.descriptors:
+            os.close(descriptor)
+    birth.rehearse()
+    util._close_stdin()
+    process.BaseProcess._after_fork()
+
+
+def _take_request(birth: Birth) -> StartRequest | None:
+    """Wait for a request and become a child of the application's; ``None`` if there is none."""
+    try:
+        message = receive(birth.requests)
+    except DescriptorsLost:
+        _decline(birth, OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
+        return None
+    if message is None:
+        return None
+    # From here on the application can kill this process without the server.
+    os.setpgid(0, 0)
+    request = StartRequest.unpack(message)
+    pid = PID.pack(os.getpid())
+    with contextlib.suppress(OSError):  # it has died, and will not hear of our end either
+        send(birth.server, Message(Kind.TAKEN, pid + request.surroundings, [request.status]))
+    try:
+        _adopt_surroundings(request, birth)
+        pidfd = os.pidfd_open(os.getpid())
+    except OSError as error:
+        _decline(birth, error)
+        return None
+    # Where it cannot be sent, nobody knows of this process, which must run nothing then.
+    send(birth.requests, Message(Kind.STARTED, pid, [pidfd]))
+    os.close(pidfd)
+    os.close(request.status)
+    birth.requests.close()
+    birth.server.close()
+    return request
+
+
+def _decline(birth: Birth, error: OSError) -> None:
+    send(birth.requests, Message(Kind.FAILED, json.dumps([error.errno, error.strerror]).encode()))
+
+
+def _adopt_surroundings(request: StartRequest, birth: Birth) -> None:
+    die_with_parent(os.dup(birth.lifeline))
+    if birth.tie is not None:
+        os.close(birth.tie)
+    filters = birth.warning_filters
+    if request.surroundings:
+        filters = _surroundings.apply(request.surroundings)
+    if filters:
+        _surroundings.apply_filters(filters)
+    for standard, output in enumerate(request.output, 1):
+        if output is None:
+            with contextlib.suppress(OSError):
+                os.close(standard)
+        else:
+            os.dup2(output, standard)
+            os.close(output)
+    os.close(resource_tracker._resource_tracker._fd)
+    resource_tracker._resource_tracker._fd = request.tracker
+    resource.setrlimit(resource.RLIMIT_NOFILE, birth.descriptor_limits)
+    signal.signal(signal.SIGINT, birth.interrupt_handler)
+
+
+def _run_process(request: StartRequest, birth: Birth) -> int:
+    code: int = _load_process(request, birth)._bootstrap(parent_sentinel=birth.lifeline)
+    return code
+
+
+def _load_process(request: StartRequest, birth: Birth) -> Any:
+    global _descriptors
+    _descriptors = request.descriptors
+    current = process.current_process()
+    current._inheriting = True  # multiprocessing refuses to start processes meanwhile
+    try:
+        import_in_child(birth.left_to_children)
+        stream = io.BytesIO(request.process)
+        spawn.prepare(pickle.load(stream))
+        return pickle.load(stream)
+    finally:
+        del current._inheriting
+
+
+def sample_process() -> bytes:
+    """In the server: what a spare can rehearse with."""
+    settings = {"name": "spare", "authkey": process.current_process().authkey}
+    return pickle_for_child(object(), settings, BaseProcess(name="spare"))
