@@ -13,7 +13,6 @@ from .._loops import Latch
 from .._platform._parent_death import die_with_parent
 from .._platform._posix import has_pidfds, isolate_child, reset_signals
 from ._fork_server import (
-    forget_fork_servers,
     kill_fork_servers,
     leave_fork_server,
 )
@@ -52,7 +51,7 @@ _ADOPTED_POPEN_TYPES: dict[str, type[OwnedPopen]] = {"forkserver": ForkServerPop
 if sys.platform == "linux":
     from ._server._context import OwnedCrecheProcess
     from ._server._popen import ServedPopen
-    from ._server._servers import forget_servers, kill_servers, running_servers
+    from ._server._servers import kill_servers, running_servers
     from ._server._servers import retire_servers as retire_own_servers
 
     if has_pidfds():
@@ -97,13 +96,6 @@ def abort_start(method: str) -> None:
         kill_fork_servers()
     elif sys.platform == "linux" and method == "creche":
         kill_servers()
-
-
-def forget_servers_of_parent() -> None:
-    """In a fork of the application: start over with fork servers of its own."""
-    forget_fork_servers()
-    if sys.platform == "linux":
-        forget_servers()
 
 
 def retire_servers() -> None:

@@ -216,10 +216,6 @@ def preload_in_server(process: BaseProcess, modules: Sequence[str]) -> None:
     """There is no server: a process imports modules itself."""
 
 
-def forget_servers_of_parent() -> None:
-    """There are none."""
-
-
 def retire_servers() -> None:
     """There are none."""
 

@@ -27,12 +27,14 @@ class CannotPreload(Exception):
 
     :param module: its name
     :param reason: what it does, in words
+    :param starts_threads: whether that is to start threads, which does no harm in a child
     """
 
-    def __init__(self, module: str, reason: str) -> None:
+    def __init__(self, module: str, reason: str, *, starts_threads: bool) -> None:
         super().__init__(module, reason)
         self.module = module
         self.reason = reason
+        self.starts_threads = starts_threads
 
 
 class ServerProcess:
@@ -71,7 +73,9 @@ class ServerProcess:
                 importing = message.payload.decode()
             elif message.kind is Kind.THREADS:
                 raise CannotPreload(
-                    message.payload.decode(), "it starts threads, which no fork would have"
+                    message.payload.decode(),
+                    "it starts threads, which no fork would have",
+                    starts_threads=True,
                 )
             else:
                 self.sock.setblocking(False)
@@ -81,10 +85,16 @@ class ServerProcess:
             raise ServerDied(
                 "the fork server ended instead of starting a child; it writes the reason to stderr"
             )
-        raise CannotPreload(importing, "the fork server ends while importing it")
+        raise CannotPreload(
+            importing, "the fork server ends while importing it", starts_threads=False
+        )
 
     def has_ended(self) -> bool:
         return is_readable(self._pidfd)
+
+    def is_usable(self) -> bool:
+        """Whether it takes requests."""
+        return self.sock.fileno() >= 0 and not self.has_ended()
 
     def signal(self, number: int) -> None:
         """Signal the server and its spare, which is in its process group until it is taken.
@@ -99,9 +109,9 @@ class ServerProcess:
         self.sock.close()
 
     def reap(self) -> None:
-        """Collect a server that has ended; kill one that has not. Its children live on."""
+        """Collect a server that has ended, or is about to."""
         self.sock.close()
-        self.signal(signal.SIGKILL)
+        self.signal(signal.SIGKILL)  # the spare
         os.close(self._pidfd)
         with contextlib.suppress(ChildProcessError):  # somebody's waitpid(-1) was faster
             os.waitpid(self.pid, 0)

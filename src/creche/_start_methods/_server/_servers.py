@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from typing import TYPE_CHECKING
 
 assert sys.platform == "linux" or not TYPE_CHECKING
 
+from ..._multiprocessing import util
 from ..._platform import Lifeline
 from .._preloaded import preloaded
 from ._client import Server
+from ._server_process import CannotPreload
 
 
 class _Servers:
     def __init__(self) -> None:
         self.lock = threading.Lock()
+        self.credentials: object = None
         self.lifeline: Lifeline | None = None
-        self.left_to_children: dict[str, str] = {}
+        self.left_to_children: dict[str, CannotPreload] = {}
         self.by_modules: dict[tuple[str, ...], Server] = {}
         self.retired: list[Server] = []
 
@@ -31,12 +35,19 @@ def server_for(modules: tuple[str, ...] = ()) -> Server:
     :raises OSError: if there are no descriptors left
     """
     wanted = tuple(dict.fromkeys([*preloaded(), *modules]))
+    credentials = (os.getresuid(), os.getresgid(), os.getgroups())
+    if _servers.credentials != credentials:
+        # An application that has given up its rights must not have them again in its children.
+        retire_servers()
+        _servers.credentials = credentials
     with _servers.lock:
-        _servers.retired = [server for server in _servers.retired if not server.has_ended()]
+        _reap_retired()
         server = _servers.by_modules.get(wanted)
         if server is None:
             if _servers.lifeline is None:
                 _servers.lifeline = Lifeline()
+                # A negative priority: multiprocessing has joined the children before.
+                util.Finalize(None, retire_servers, exitpriority=-100)
             server = _servers.by_modules[wanted] = Server(
                 wanted, _servers.lifeline, _servers.left_to_children
             )
@@ -54,8 +65,9 @@ def retire_servers() -> None:
 
 
 def running_servers() -> list[Server]:
-    """All servers that there are, also those that are retired and still have children."""
+    """All servers that run, also those that are retired and still have children."""
     with _servers.lock:
+        _reap_retired()
         servers = [*_servers.by_modules.values(), *_servers.retired]
     return [server for server in servers if server.pid is not None]
 
@@ -66,7 +78,11 @@ def kill_servers() -> None:
         server.kill()
 
 
-def forget_servers() -> None:
+def _reap_retired() -> None:
+    _servers.retired = [server for server in _servers.retired if not server.has_ended()]
+
+
+def _forget_servers() -> None:
     """In a fork of the application: start over with servers of its own."""
     global _servers
     forgotten, _servers = _servers, _Servers()
@@ -74,3 +90,6 @@ def forget_servers() -> None:
         server.forget()
     if forgotten.lifeline is not None:
         forgotten.lifeline.close()
+
+
+os.register_at_fork(after_in_child=_forget_servers)

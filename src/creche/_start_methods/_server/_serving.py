@@ -72,13 +72,13 @@ class _Server:
         self._stillbirths = 0
         self._status_pipes: dict[int, int] = {}
         self._warning_filters: tuple[bytes, ...] = ()
-        self._left_to_children: list[str] = []
+        self._imported_by_children: list[str] = []
         self._sample = sample_process()
 
     # --- before there are children ------------------------------------------------------------
 
     def run(self, settings: dict[str, Any]) -> None:
-        self._left_to_children = settings["left_to_children"]
+        self._imported_by_children = settings["imported_by_children"]
         failures = self._preload(settings["modules"], settings["main"])
         reset_signals()  # the main module may have installed handlers
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -178,7 +178,7 @@ class _Server:
                 descriptor_limits=self._descriptor_limits,
                 interrupt_handler=self._interrupt_handler,
                 warning_filters=self._warning_filters,
-                left_to_children=self._left_to_children,
+                imported_by_children=self._imported_by_children,
                 sample=self._sample,
                 rehearse=sys.modules["creche._child"].rehearse,
             )

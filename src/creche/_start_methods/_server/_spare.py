@@ -60,8 +60,8 @@ class Birth:
     descriptor_limits: tuple[int, int]
     interrupt_handler: Any
     warning_filters: tuple[bytes, ...]
-    left_to_children: Sequence[str]
-    """Modules that could not be imported in the server."""
+    imported_by_children: Sequence[str]
+    """Modules that start threads."""
     sample: bytes
     """A pickled process object like those in requests."""
     rehearse: Callable[[], None]
@@ -182,7 +182,7 @@ def _load_process(request: StartRequest, birth: Birth) -> Any:
     current = process.current_process()
     current._inheriting = True  # multiprocessing refuses to start processes meanwhile
     try:
-        import_in_child(birth.left_to_children)
+        import_in_child(birth.imported_by_children)
         stream = io.BytesIO(request.process)
         spawn.prepare(pickle.load(stream))
         return pickle.load(stream)
