@@ -247,6 +247,20 @@ def coroutine_if_odd(number: int) -> Any:
     return add_async(number, 100) if number % 2 else number + 100
 
 
+def give_all_kinds(number: int) -> Any:
+    """Give a value, a coroutine, an error, the coroutine of one, or what cannot be pickled."""
+    kind = number % 7
+    if kind == 1:
+        return add_async(number, 100)
+    if kind == 2:
+        raise LookupError(number)
+    if kind == 3:
+        return threading.Lock()
+    if kind == 4:
+        return fail_async(str(number))
+    return number + 100
+
+
 def fail_if(bad: Any, value: Any) -> Any:
     if value == bad:
         raise LookupError(f"{value!r} is bad")

@@ -194,6 +194,23 @@ async def test_function_that_returns_coroutines_now_and_then() -> None:
             assert values == list(range(100, 400))
 
 
+@pytest.mark.parametrize("chunksize", [1, 2, 7, 100, "auto"])
+async def test_function_with_all_kinds_of_outcomes(chunksize: Any) -> None:
+    async with open_pool(2) as pool:
+        outcomes = await outcomes_of(pool, targets.give_all_kinds, list(range(150)), chunksize)
+        for outcome in outcomes:
+            kind = outcome.index % 7
+            if kind == 3:
+                assert isinstance(outcome.exception, creche.SerializationError)
+                assert "lock" in str(outcome.exception)
+            elif kind in (2, 4):
+                assert isinstance(outcome.exception, LookupError)
+                assert outcome.exception.args[0] in (outcome.index, str(outcome.index))
+            else:
+                assert outcome.value == outcome.index + 100
+        assert pool.statistics().restarts == 0
+
+
 async def test_async_functions_run_under_the_backend_of_the_parent(
     anyio_backend_name: str,
 ) -> None:
