@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import functools
 import multiprocessing
 import os
@@ -18,6 +19,14 @@ from support import RefusesUnpickling, announce
 import creche
 from creche import from_process
 from creche._loops import current_loop
+
+
+class Colour(enum.IntEnum):
+    RED = 1
+
+
+class Count(int):
+    pass
 
 
 def add(left: int, right: int = 0, *, extra: int = 0) -> int:
