@@ -129,21 +129,22 @@ class PoolConnection:
         else:
             self._send(FrameKind.VALUE, payload, LAST, seconds)
 
-    def send_values(self, values: list[Any], flags: int, seconds: float) -> None:
-        """Answer for the next items of a chunk."""
+    def send_values(self, values: list[Any], flags: int, seconds: float) -> bool:
+        """Answer for the next items of a chunk.
+
+        :return: whether that was done, as it always is for one item: among several there may be one
+            that cannot be pickled
+        """
         self.leave_if_forked()
         try:
             payload = dump(values, self.serializer)
         except BaseException as error:
-            if len(values) == 1 or isinstance(error, StopRequested):
-                self._send_bad_value(values[0], error, flags, seconds)
-                return
-            # One of them it is: each on its own.
-            for value in values[:-1]:
-                self.send_values([value], 0, seconds / len(values))
-            self.send_values(values[-1:], flags, seconds / len(values))
+            if len(values) > 1 and not isinstance(error, StopRequested):
+                return False
+            self._send_bad_value(values[0], error, flags, seconds)
         else:
             self._send(FrameKind.VALUES, payload, flags, seconds, len(values))
+        return True
 
     def _send_bad_value(
         self, value: object, error: BaseException, flags: int, seconds: float
