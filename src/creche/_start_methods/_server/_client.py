@@ -141,10 +141,7 @@ class Server:
         if not self._lock.acquire(blocking=False):
             return False
         try:
-            if self._process is not None:
-                self._former.append(self._process)
-                self._process = None
-            self._reap_former()
+            self._give_up_process()
             return not self._former
         finally:
             self._lock.release()
@@ -174,6 +171,14 @@ class Server:
         for process in [self._process, *self._former]:
             if process is not None:
                 process.forget()
+
+    def _give_up_process(self) -> None:
+        """Ask it for no more children."""
+        if self._process is not None:
+            self._process.dismiss()
+            self._former.append(self._process)
+            self._process = None
+        self._reap_former()
 
     def _reap_former(self) -> None:
         for process in self._former[:]:
@@ -268,11 +273,9 @@ class Server:
         """:raises OSError: if there is no server, and none can be started"""
         self._reap_former()
         process = self._process
-        if process is not None:
-            if process.is_usable():
-                return process
-            self._former.append(process)
-            self._process = None
+        if process is not None and process.is_usable():
+            return process
+        self._give_up_process()
         while True:
             process = self._process = self._start_process()
             try:
