@@ -32,7 +32,8 @@ from ._watcher import Timer
 from ._wire._outcomes import Call, Failure, Outcome, Value
 
 # Seconds that the exit code of a dead child may be on its way: whoever reaps it may be stopped.
-_EXIT_CODE_PATIENCE = 5.0
+_EXIT_CODE_LATE = 0.2
+_EXIT_CODE_LOST = 5.0
 
 
 class ProcessHandle:
@@ -251,7 +252,8 @@ class ProcessHandle:
             # It has ended, and somebody else reaps it, who will tell. Or that somebody has ended.
             self._watch_exit()
             if self._popen.awaits_exit_code:
-                self._call_later(_EXIT_CODE_PATIENCE, self._give_up_exit_code)
+                self._call_later(_EXIT_CODE_LATE, self._popen.hasten_exit_code)
+                self._call_later(_EXIT_CODE_LOST, self._give_up_exit_code)
             return
         self.exitcode = exitcode
         if self._watched is not None:

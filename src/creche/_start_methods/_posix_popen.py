@@ -91,6 +91,9 @@ class OwnedPopen(popen_fork.Popen):
         self.exitcode_lost = True
         self._set_returncode(LOST_EXIT_CODE)
 
+    def hasten_exit_code(self) -> None:
+        """See to it that whoever reaps the child runs, should somebody have stopped it."""
+
     def ask_to_stop(self) -> None:
         self.send_signal(signal.SIGTERM)
         self.send_signal(signal.SIGCONT)  # a stopped process takes no other signal but SIGKILL

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing.context
 import sys
 from collections.abc import Sequence
@@ -67,7 +68,8 @@ def start(process: Any, method: str) -> OwnedPopen:
     # On the instance: the process may be of the application's own subclass.
     process._Popen = _POPEN_TYPES[method]
     try:
-        with interrupts_blocked():
+        # The server's children are out of the reach of a Ctrl-C before they are children.
+        with contextlib.nullcontext() if ties_children(method) else interrupts_blocked():
             process.start()
     finally:
         del process._Popen

@@ -215,7 +215,7 @@ class Server:
                     surroundings=surroundings.pack() if changed else b"",
                     process=process_obj,
                     status=servers_status,
-                    tracker=resource_tracker.getfd(),
+                    tracker=_tracker_descriptor(),
                     output=(_if_inheritable(1), _if_inheritable(2)),
                     descriptors=descriptors,
                 )
@@ -347,6 +347,12 @@ def _disown_answer(server: ServerProcess) -> None:
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             os.close(pidfd)
     server.dismiss()
+
+
+def _tracker_descriptor() -> int:
+    # getfd() would wake the tracker each time, to see whether it is there.
+    descriptor: int | None = resource_tracker._resource_tracker._fd
+    return resource_tracker.getfd() if descriptor is None else descriptor
 
 
 def _if_inheritable(descriptor: int) -> int | None:

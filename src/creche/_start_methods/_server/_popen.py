@@ -25,7 +25,7 @@ from ._spare import ReceivedDescriptor
 _SETTINGS = frozenset({"name", "authkey", "log_to_stderr", "log_level", "start_method"})
 
 # Seconds that an exit code may be on its way: the server may have been stopped.
-_EXIT_CODE_PATIENCE = 5.0
+_PATIENCE = 1.0
 
 # From <linux/pidfd.h>: a signal to the process group that the process has led.
 _PIDFD_SIGNAL_PROCESS_GROUP = 1 << 2
@@ -68,15 +68,16 @@ class ServedPopen(OwnedPopen):
         if self.returncode is not None or not is_readable(self.sentinel):
             return
         if not is_readable(self._status):
-            # The server is about to reap it, unless somebody has stopped the server.
-            self.awaits_exit_code = True
-            self._server.wake()
+            self.awaits_exit_code = True  # the server is about to reap it
         elif data := os.read(self._status, EXIT_CODE.size):
             self._set_returncode(EXIT_CODE.unpack(data)[0])
         elif (code := exit_code_of(self.sentinel)) is not None:  # the server has died
             self._set_returncode(code)
         else:
             self.give_up_exit_code()
+
+    def hasten_exit_code(self) -> None:
+        self._server.wake()
 
     def send_signal(self, number: int) -> None:
         if self.returncode is None:
@@ -112,9 +113,10 @@ class SharedServedPopen(ServedPopen):
     def wait(self, timeout: float | None = None) -> int | None:
         if self.returncode is None and connection.wait([self.sentinel], timeout):
             self.poll()
-            if self.returncode is None:
-                connection.wait([self._status], _EXIT_CODE_PATIENCE)
-                self.poll()
+            if self.returncode is None and not connection.wait([self._status], _PATIENCE):
+                self.hasten_exit_code()
+                connection.wait([self._status], _PATIENCE)
+            self.poll()
             if self.returncode is None:
                 self.give_up_exit_code()
         return self.returncode
