@@ -147,6 +147,8 @@ async def test_death_before_the_arguments_are_received(size: int) -> None:
         async with open_pool(1, stop=PATIENT) as pool:
             pid = await pool.run(os.getpid)
             os.kill(pid, signal.SIGSTOP)
+            # Until it is told, a worker that waits in a system call may still receive.
+            await until(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED)
             async with anyio.create_task_group() as group:
 
                 async def run() -> None:
