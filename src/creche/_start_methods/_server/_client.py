@@ -37,6 +37,7 @@ from ._surroundings import Surroundings
 # Seconds. An answer takes a millisecond, and tens of them if there has to be a fork first.
 _PATIENCE_BEFORE_WAKING = 1.0
 _PATIENCE = 10.0
+_PATIENCE_FOR_REASONS = 0.1
 
 # A child that runs an async function needs its backend: 100 ms if each child imports Trio itself.
 _BACKEND_MODULES = ("anyio._backends._asyncio", "anyio._backends._trio")
@@ -254,6 +255,10 @@ class Server:
             if not ready:
                 server.signal(number)
                 ready = poller.poll(_PATIENCE * 1000)
+        if ready and ready[0][0] == status:
+            # An answer that says why may come a moment later.
+            poller.unregister(status)
+            poller.poll(_PATIENCE_FOR_REASONS * 1000)
         try:
             answer = receive(server.sock)
         except BlockingIOError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import sys
 import threading
 from typing import TYPE_CHECKING
@@ -15,11 +16,17 @@ from .._preloaded import preloaded
 from ._client import Server
 from ._server_process import CannotPreload
 
+_LIMITS = [
+    getattr(resource, name)
+    for name in dir(resource)
+    if name.startswith("RLIMIT_") and name != "RLIMIT_OFILE"  # another name of another
+]
+
 
 class _Servers:
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.credentials: object = None
+        self.birthright: object = None
         self.lifeline: Lifeline | None = None
         self.left_to_children: dict[str, CannotPreload] = {}
         self.by_modules: dict[tuple[str, ...], Server] = {}
@@ -35,11 +42,10 @@ def server_for(modules: tuple[str, ...] = ()) -> Server:
     :raises OSError: if there are no descriptors left
     """
     wanted = tuple(dict.fromkeys([*preloaded(), *modules]))
-    credentials = (os.getresuid(), os.getresgid(), os.getgroups())
-    if _servers.credentials != credentials:
-        # An application that has given up its rights must not have them again in its children.
+    birthright = _birthright()
+    if _servers.birthright != birthright:
         retire_servers()
-        _servers.credentials = credentials
+        _servers.birthright = birthright
     with _servers.lock:
         _reap_retired()
         server = _servers.by_modules.get(wanted)
@@ -52,6 +58,21 @@ def server_for(modules: tuple[str, ...] = ()) -> Server:
                 wanted, _servers.lifeline, _servers.left_to_children
             )
         return server
+
+
+def _birthright() -> object:
+    """What a process has from its parent, and a server cannot give to its children later.
+
+    An application that has given up rights must not have them again in its children, for one.
+    """
+    return (
+        os.getresuid(),
+        os.getresgid(),
+        os.getgroups(),
+        os.getpriority(os.PRIO_PROCESS, 0),
+        os.sched_getaffinity(0),
+        [resource.getrlimit(limit) for limit in _LIMITS],
+    )
 
 
 def retire_servers() -> None:

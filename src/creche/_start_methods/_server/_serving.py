@@ -226,13 +226,14 @@ class _Server:
                     self._poller.register(self._requests, select.POLLIN)
 
     def _decline_request(self, error: OSError) -> None:
-        with contextlib.suppress(DescriptorsLost):
+        try:
             request = receive(self._requests)
-            if request is None:
-                return  # the end of the socket will be noticed
+        except DescriptorsLost:
+            request = Message(Kind.START)
+        if request is not None:  # else the end of the socket will be noticed
+            self._answer(Kind.FAILED, json.dumps([error.errno, error.strerror]).encode())
             for descriptor in request.descriptors:
                 os.close(descriptor)
-        self._answer(Kind.FAILED, json.dumps([error.errno, error.strerror]).encode())
 
     def _answer(self, kind: Kind, payload: bytes) -> None:
         # The application has gone, or given up: the end of the socket will tell.
