@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import sys
@@ -13,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 assert sys.platform == "linux" or not TYPE_CHECKING
 
 from ..._multiprocessing import resource_tracker, spawn, util
-from .._exit_descriptor import is_readable
 from .._interrupts import interrupts_blocked
 from ._protocol import Kind, Message, receive, send
 
@@ -53,6 +53,7 @@ class ServerProcess:
             with servers_end, interrupts_blocked():
                 self.pid = _spawn(servers_end.fileno(), lifeline, path)
             self._pidfd = _open_pidfd(self.pid)
+            self._killed = False
         except BaseException:
             self.sock.close()
             raise
@@ -90,7 +91,10 @@ class ServerProcess:
         )
 
     def has_ended(self) -> bool:
-        return is_readable(self._pidfd)
+        poller = select.poll()
+        poller.register(self._pidfd, select.POLLIN)
+        # A process that was killed takes a moment.
+        return bool(poller.poll(1000 if self._killed else 0))
 
     def is_usable(self) -> bool:
         """Whether it takes requests."""
@@ -101,6 +105,8 @@ class ServerProcess:
 
         Not after :meth:`reap`, which gives the number of the group away.
         """
+        if number == signal.SIGKILL:
+            self._killed = True
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, number)
 

@@ -27,6 +27,7 @@ assert sys.platform == "linux" or not TYPE_CHECKING
 
 from ..._multiprocessing import process, resource_tracker, spawn, util
 from ..._platform._parent_death import die_with_parent
+from .._exit_descriptor import is_readable
 from .._main_module import pickle_for_child
 from . import _surroundings
 from ._preloading import import_in_child
@@ -77,6 +78,8 @@ def be_spare(birth: Birth) -> NoReturn:
         request = _take_request(birth)
         # None where the application has no use for the server any more.
         code = 0 if request is None else _run_process(request, birth)
+    except SystemExit as error:  # of the main module, when it was imported
+        code = _exit_code(error.code)
     except Exception as error:
         sys.excepthook(type(error), error, error.__traceback__)
     finally:
@@ -100,6 +103,8 @@ def _settle_in(birth: Birth) -> None:
 
 def _rehearse(birth: Birth) -> None:
     """Do what a request leads to, for nothing: see :func:`creche._child.rehearse`."""
+    if is_readable(birth.requests.fileno()):
+        return  # somebody waits
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs, open(os.devnull, "rb") as null:
         descriptor = null.fileno()
@@ -188,6 +193,14 @@ def _load_process(request: StartRequest, birth: Birth) -> Any:
         return pickle.load(stream)
     finally:
         del current._inheriting
+
+
+def _exit_code(code: object) -> int:
+    """What the interpreter makes of the argument of ``sys.exit``."""
+    if code is None or isinstance(code, int):
+        return code or 0
+    print(code, file=sys.stderr)
+    return 1
 
 
 def sample_process() -> bytes:
