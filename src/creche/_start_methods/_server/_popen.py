@@ -25,8 +25,8 @@ from ._spare import ReceivedDescriptor
 # What is left of multiprocessing's settings: the rest is in the Surroundings.
 _SETTINGS = frozenset({"name", "authkey", "log_to_stderr", "log_level", "start_method"})
 
-# Seconds that an exit code may be on its way until the server, which may have been stopped, is woken;
-# and until it is given up.
+# Seconds that an exit code may be on its way until the server, which somebody may have stopped, is
+# woken; and until it is given up.
 _EXIT_CODE_LATE = 0.2
 _EXIT_CODE_LOST = 5.0
 
