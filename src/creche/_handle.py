@@ -75,7 +75,7 @@ class ProcessHandle:
         self._stopper: Stopper | None = None
         self._stop_when_launched: StopPolicy | None = None
         self._owned = False
-        self._submitted = False
+        self._start_claims = [None]
         self._timed_out = False
         self._stopping = False
         self._timers: list[Timer] = []
@@ -92,7 +92,9 @@ class ProcessHandle:
         runtime.live.add(self)
         # A KeyboardInterrupt may strike here at any moment, and under Trio it does. It must not
         # find the main thread holding a lock that other threads need.
-        runtime.watcher.call_soon(lambda: self._submit_start(backend))
+        runtime.starter.submit(lambda: self._start(backend))
+        if self.timeout is not None:
+            runtime.watcher.call_soon(self._start_timeout)
 
     def adopt(self, runtime: Runtime) -> None:
         """Take over a process that runs already."""
@@ -102,7 +104,7 @@ class ProcessHandle:
         runtime.live.add(self)
         if self.timeout is not None:
             runtime.watcher.call_soon(self._start_timeout)
-        self._submitted = True
+        self._claim_start()
         self._launch(lambda: own_started(self.process))
 
     def stop(self, policy: StopPolicy) -> None:
@@ -166,13 +168,23 @@ class ProcessHandle:
         assert self._maybe_runtime is not None, "the process was not started"
         return self._maybe_runtime
 
+    def _claim_start(self) -> bool:
+        """Whether it is the caller's to start the process, or to see that it never is."""
+        try:
+            self._start_claims.pop()  # by one thread only
+        except IndexError:
+            return False
+        return True
+
     # --- in the starter thread ----------------------------------------------------------------
+
+    def _start(self, backend: str) -> None:
+        if self._claim_start():
+            self._launch(lambda: self._make_child(backend))
 
     def _launch(self, start_process: Callable[[], Any]) -> None:
         watcher = self._runtime.watcher
         try:
-            if self._stop_when_launched is not None:
-                raise _failures.stopped_before_start(self.process.name)
             self._popen = start_process()
         except BaseException as error:
             failure = error  # the name is unbound when the block ends
@@ -197,14 +209,6 @@ class ProcessHandle:
         self._wire = wire
 
     # --- in the watcher -----------------------------------------------------------------------
-
-    def _submit_start(self, backend: str) -> None:
-        self._submitted = True
-        self._start_timeout()
-        try:
-            self._runtime.starter.submit(lambda: self._launch(lambda: self._make_child(backend)))
-        except RuntimeError as error:  # no more threads
-            self._not_started(error)
 
     def _not_started(self, error: BaseException) -> None:
         name = self.process.name
@@ -294,7 +298,7 @@ class ProcessHandle:
         if self.finished.is_set():
             return
         self._stopping = True
-        if not self._submitted:
+        if self._claim_start():
             self._not_started(_failures.stopped_before_start(self.process.name))
         elif self.exitcode is not None:
             self._expect_unpickled()

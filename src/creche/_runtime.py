@@ -13,6 +13,7 @@ from typing import Protocol
 from ._loops import Latch
 from ._multiprocessing import util
 from ._platform import Lifeline
+from ._starter import Starter
 from ._stop_policy import StopPolicy
 from ._watcher import Watcher
 from ._worker_threads import WorkerThreads
@@ -35,12 +36,11 @@ class Runtime:
     def __init__(self) -> None:
         self.lifeline = Lifeline()
         try:
+            self.starter = Starter()
             self.watcher = Watcher()
         except BaseException:
             self.lifeline.close()
             raise
-        # Starting is serial anyway: multiprocessing's bookkeeping is not made for more threads.
-        self.starter = WorkerThreads("creche-starter", limit=1)
         self.picklers = WorkerThreads("creche-pickler", limit=2)
         self.live: set[LiveProcess] = set()
         self.forgotten = False

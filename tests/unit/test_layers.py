@@ -26,7 +26,15 @@ LAYERS = [
     ["_start_methods"],
     ["_platform"],
     ["_wire"],
-    ["_worker_threads", "_loops", "_multiprocessing", "_lifecycle", "_stop_policy", "_failures"],
+    [
+        "_worker_threads",
+        "_starter",
+        "_loops",
+        "_multiprocessing",
+        "_lifecycle",
+        "_stop_policy",
+        "_failures",
+    ],
     ["_durations", "_errors"],
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

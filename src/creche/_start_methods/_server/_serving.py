@@ -35,7 +35,7 @@ _MAX_STILLBIRTHS = 3
 
 # Seconds. A fork takes one of two processors from a child that has just begun, and from whoever
 # waits for it. So it has to wait until the child has ended, if that is soon.
-_DELAY = 0.002
+_DELAY = 0.01
 
 _FOREVER = 3600.0
 
