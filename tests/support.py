@@ -890,7 +890,7 @@ def is_server(pid: int) -> bool:
         *(server._forkserver_pid for server in _fork_server._servers.values()),
         tracker._resource_tracker._pid,
     }
-    own = {server.pid for server in creche_servers.running_servers()}
+    own = {process.pid for process in creche_servers.server_processes()}
     try:
         return pid in stock or os.getpgid(pid) in own
     except ProcessLookupError:

@@ -437,8 +437,9 @@ def server_method(request: pytest.FixtureRequest) -> str:
 
 
 def server_pid(method: str) -> int:
-    own = method == "creche"
-    pid = server_for().pid if own else _fork_server.fork_server()._forkserver_pid
+    if method == "creche":
+        return server_for().processes()[-1].pid
+    pid = _fork_server.fork_server()._forkserver_pid
     assert pid is not None
     return pid
 

@@ -93,6 +93,23 @@ class ChildMain:
             _end_as_terminated()
         sys.exit(exitcode if delivered else exitcode or 1)
 
+    def rehearse(self) -> None:
+        """Do once, and for nothing, what a child does for each call.
+
+        A fork shares the memory of its parent until it writes there, and running anything writes to
+        the reference counts of all that it touches. Copying these pages takes longer than the work
+        itself. A child that is forked before it is needed has the time.
+        """
+        stop = StopListener()
+        try:
+            stop.listen(forked=False)
+            connection = ParentConnection(self.wire)
+            connection.send((FrameKind.RUNNING, []))
+            connection.send(self._run(connection, stop)[0])
+        finally:
+            stop.close()
+            self.wire.close()
+
     def _run(self, connection: ParentConnection, stop: StopListener) -> tuple[Message, int]:
         """Run the function; return what to tell the parent, and the exit code."""
         try:
@@ -197,36 +214,22 @@ def parent_connection() -> ParentConnection | None:
     return _connection
 
 
-def rehearse() -> None:
-    """Do once, and for nothing, what a child does for each call.
-
-    A fork shares the memory of its parent until it writes there, and running anything writes to the
-    reference counts of all that it touches. Copying these pages takes longer than the work itself.
-    A child that is forked before it is needed has the time.
-    """
+def sample() -> tuple[ChildMain, _platform.ParentWire]:
+    """What a child can :meth:`~ChildMain.rehearse` with, and the other end of its wire."""
     parents_end, childs_end = _platform.wire_pair()
-    handles = ArgumentHandles(inherited=False)
-    parents_end.send(pack(FrameKind.CALL, encode_call(Call(_do_nothing, (), {}), "", handles)))
-    stop = StopListener()
-    try:
-        stop.listen(forked=False)
-        main = ChildMain(
-            wire=childs_end,
-            lifeline=None,
-            descriptors=[],
-            objects=(),
-            main={},
-            backend="asyncio",
-            own_run=None,
-            start_method="creche",
-        )
-        connection = ParentConnection(childs_end)
-        connection.send((FrameKind.RUNNING, []))
-        connection.send(main._run(connection, stop)[0])
-    finally:
-        stop.close()
-        parents_end.close()
-        childs_end.close()
+    call = encode_call(Call(_do_nothing, (), {}), "", ArgumentHandles(inherited=False))
+    parents_end.send(pack(FrameKind.CALL, call))
+    main = ChildMain(
+        wire=childs_end,
+        lifeline=None,
+        descriptors=[],
+        objects=(),
+        main={},
+        backend="asyncio",
+        own_run=None,
+        start_method="creche",
+    )
+    return main, parents_end
 
 
 def _do_nothing() -> None:

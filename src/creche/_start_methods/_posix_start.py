@@ -52,8 +52,9 @@ _ADOPTED_POPEN_TYPES: dict[str, type[OwnedPopen]] = {"forkserver": ForkServerPop
 if sys.platform == "linux":
     from ._server._context import OwnedCrecheProcess
     from ._server._popen import ServedPopen
-    from ._server._servers import kill_servers, running_servers
+    from ._server._servers import kill_servers
     from ._server._servers import retire_servers as retire_own_servers
+    from ._server._servers import server_statistics as own_server_statistics
 
     if has_pidfds():
         PROCESS_TYPES["creche"] = OwnedCrecheProcess
@@ -109,8 +110,7 @@ def retire_servers() -> None:
 def server_statistics() -> list[ForkServerStatistics]:
     """What there is to tell of the fork servers of creche's own start method."""
     if sys.platform == "linux":
-        found = (server.statistics() for server in running_servers())
-        return [statistics for statistics in found if statistics is not None]
+        return own_server_statistics()
     else:  # noqa: RET505 -- for the type checker
         return []
 

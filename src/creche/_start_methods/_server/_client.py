@@ -20,7 +20,6 @@ assert sys.platform == "linux" or not TYPE_CHECKING
 from ..._multiprocessing import resource_tracker, spawn
 from ..._platform import Lifeline
 from .._main_module import MAIN, main_module_settings
-from .._server_statistics import ForkServerStatistics, memory_of
 from ._protocol import (
     MAX_DESCRIPTORS,
     PID,
@@ -45,8 +44,7 @@ _BACKEND_MODULES = ("anyio._backends._asyncio", "anyio._backends._trio")
 # What every child of creche's runs. A string, as it is above this package.
 _CHILD_MODULE = "creche._child"
 
-_OWN_MODULES = frozenset({_CHILD_MODULE, *_BACKEND_MODULES})
-
+OWN_MODULES = frozenset({_CHILD_MODULE, *_BACKEND_MODULES})
 # Of those in a request, the ones that do not belong to the process object.
 _OWN_DESCRIPTORS = 5
 
@@ -59,6 +57,8 @@ class StartedChild:
     pidfd: int
     status: int
     """Where the server will write the exit code."""
+
+    server: ServerProcess
 
 
 class Server:
@@ -85,18 +85,9 @@ class Server:
         self._former: list[ServerProcess] = []
         """Those that take no more requests, but still have children."""
         self._surroundings: Surroundings | None = None
-        self._imported: list[str] = []
-        self._failures: dict[str, str] = {}
         self._left_to_children = left_to_children
-        self._children_started = 0
         self._killed = False
         self._retired = False
-
-    @property
-    def pid(self) -> int | None:
-        """The process id of the server that runs just now."""
-        process = self._process
-        return None if process is None else process.pid
 
     def start_child(self, process_obj: bytes, descriptors: list[int]) -> StartedChild:
         """Have a child started that runs a pickled process object. Blocks.
@@ -126,11 +117,9 @@ class Server:
     def kill(self) -> None:
         """Make what waits for this server fail. The next child has a new one."""
         self._killed = True
-        self._signal(signal.SIGKILL)
-
-    def wake(self) -> None:
-        """See to it that it runs, should somebody have stopped it."""
-        self._signal(signal.SIGCONT)
+        process = self._process
+        if process is not None:
+            process.signal(signal.SIGKILL)
 
     def retire(self) -> None:
         """Let it end when its last child has ended. Does not block."""
@@ -142,30 +131,18 @@ class Server:
         if not self._lock.acquire(blocking=False):
             return False
         try:
-            self._give_up_process()
-            return not self._former
+            self._reap_former()
+            if self._process is not None and self._process.has_ended():
+                self._process.reap()
+                self._process = None
+            return self._process is None and not self._former
         finally:
             self._lock.release()
 
-    def statistics(self) -> ForkServerStatistics | None:
-        """What there is to tell of a server that runs."""
-        pid = self.pid
-        if pid is None:
-            return None
-        return ForkServerStatistics(
-            pid=pid,
-            modules=tuple(
-                module
-                for module in self._imported
-                if module not in _OWN_MODULES and module not in self._failures
-            ),
-            left_to_children={
-                **{module: error.reason for module, error in self._left_to_children.items()},
-                **self._failures,
-            },
-            children_started=self._children_started,
-            memory=memory_of(pid),
-        )
+    def processes(self) -> list[ServerProcess]:
+        """Those that run: the one that takes requests, and those that still have children."""
+        processes = [*self._former, self._process]
+        return [process for process in processes if process is not None and not process.has_ended()]
 
     def forget(self) -> None:
         """In a fork of the application: let go of a server that is not ours."""
@@ -186,11 +163,6 @@ class Server:
             if process.has_ended():
                 process.reap()
                 self._former.remove(process)
-
-    def _signal(self, number: int) -> None:
-        process = self._process
-        if process is not None:
-            process.signal(number)
 
     def _dismiss_if_retired(self) -> None:
         # Whoever holds the lock comes here after that.
@@ -238,8 +210,8 @@ class Server:
             os.close(status)
             raise
         self._surroundings = surroundings
-        self._children_started += 1
-        return StartedChild(PID.unpack(answer.payload)[0], answer.descriptors[0], status)
+        server.children_started += 1
+        return StartedChild(PID.unpack(answer.payload)[0], answer.descriptors[0], status, server)
 
     def _receive_answer(self, server: ServerProcess, status: int) -> Message:
         """Wait for the answer, but not for ever.
@@ -284,19 +256,18 @@ class Server:
         while True:
             process = self._process = self._start_process()
             try:
-                self._failures = process.wait_until_ready()
-                for module, failure in self._failures.items():
-                    _warn(f"cannot preload {module!r}: {failure}")
+                failures = process.wait_until_ready()
             except CannotPreload as error:
                 process.reap()
                 self._process = None
                 if self._killed or error.module == _CHILD_MODULE:
                     raise ServerDied(f"the fork server has ended: {error.reason}") from None
-                self._leave_to_children(error)
+                self._leave_to_children([error])
             except BaseException:
                 process.dismiss()
                 raise
             else:
+                self._leave_to_children(failures)
                 return process
 
     def _start_process(self) -> ServerProcess:
@@ -309,8 +280,6 @@ class Server:
             *(module for module in _BACKEND_MODULES if module in sys.modules),
             *self._modules,
         ]
-        self._imported = [module for module in wanted if module not in self._left_to_children]
-        self._children_started = 0
         self._surroundings = None
         lifeline = self._lifeline.duplicate()
         try:
@@ -318,7 +287,9 @@ class Server:
                 lifeline,
                 {
                     "main": surroundings | main,
-                    "modules": self._imported,
+                    "modules": [
+                        module for module in wanted if module not in self._left_to_children
+                    ],
                     "imported_by_children": [
                         module
                         for module in wanted
@@ -331,13 +302,17 @@ class Server:
         finally:
             os.close(lifeline)
 
-    def _leave_to_children(self, error: CannotPreload) -> None:
-        self._left_to_children[error.module] = error
-        what = "the main module" if error.module == MAIN else repr(error.module)
-        _warn(
-            f"cannot preload {what} in the fork server: {error.reason}."
-            " Each child that needs it imports it itself, which takes longer"
-        )
+    def _leave_to_children(self, errors: list[CannotPreload]) -> None:
+        self._left_to_children.update({error.module: error for error in errors})
+        for error in errors:
+            what = "the main module" if error.module == MAIN else repr(error.module)
+            # Given in the thread that starts processes: no line of the application's is to blame.
+            warnings.warn(
+                f"cannot preload {what} in the fork server: {error.reason}."
+                " Each child that needs it imports it itself, which takes longer",
+                RuntimeWarning,
+                stacklevel=1,
+            )
 
 
 def _disown_answer(server: ServerProcess) -> None:
@@ -366,8 +341,3 @@ def _if_inheritable(descriptor: int) -> int | None:
         return descriptor if os.get_inheritable(descriptor) else None
     except OSError:
         return None
-
-
-def _warn(text: str) -> None:
-    # Given in the thread that starts processes: no line of the application's is to blame.
-    warnings.warn(text, RuntimeWarning, stacklevel=1)

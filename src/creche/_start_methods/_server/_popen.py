@@ -51,8 +51,9 @@ class ServedPopen(OwnedPopen):
 
     def _launch(self, process_obj: BaseProcess) -> None:
         pickled = _pickle_process(self, process_obj)
-        self._server = server_for(getattr(process_obj, "server_modules", ()))
-        child = self._server.start_child(pickled, self._descriptors)
+        server = server_for(getattr(process_obj, "server_modules", ()))
+        child = server.start_child(pickled, self._descriptors)
+        self._server = child.server
         self.pid = child.pid
         self._status = child.status
         self._keep(child.pidfd, child.status)
@@ -90,8 +91,11 @@ class ServedPopen(OwnedPopen):
                 on_lost()
 
         if self._awaits_exit_code:
-            call_later(_EXIT_CODE_LATE, self._server.wake)
+            call_later(_EXIT_CODE_LATE, self._wake_server)
             call_later(_EXIT_CODE_LOST, give_up)
+
+    def _wake_server(self) -> None:
+        self._server.signal(signal.SIGCONT)
 
     def send_signal(self, number: int) -> None:
         if self.returncode is None:
@@ -128,7 +132,7 @@ class SharedServedPopen(ServedPopen):
         if self.returncode is None and connection.wait([self.sentinel], timeout):
             self.poll()
             if self.returncode is None and not connection.wait([self._status], _EXIT_CODE_LATE):
-                self._server.wake()
+                self._wake_server()
                 connection.wait([self._status], _EXIT_CODE_LOST)
             self.poll()
             if self.returncode is None:

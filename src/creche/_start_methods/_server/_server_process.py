@@ -23,7 +23,7 @@ class ServerDied(OSError):
 
 
 class CannotPreload(Exception):
-    """The server has ended because of a module that it imported.
+    """A module could not be imported in the server, or has ended it.
 
     :param module: its name
     :param reason: what it does, in words
@@ -47,13 +47,17 @@ class ServerProcess:
     """
 
     def __init__(self, lifeline: int, settings: dict[str, Any], path: list[str]) -> None:
+        self.modules: list[str] = settings["modules"]
+        """What it is to import, and then what it has imported."""
+        self.children_started = 0
+        self._killed = False
+        self._reaped = False
         self.sock, servers_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             tracker = resource_tracker.getfd()
             with servers_end, interrupts_blocked():
                 self.pid = _spawn(servers_end.fileno(), lifeline, path)
             self._pidfd = _open_pidfd(self.pid)
-            self._killed = False
         except BaseException:
             self.sock.close()
             raise
@@ -61,10 +65,10 @@ class ServerProcess:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             send(self.sock, Message(Kind.SETTINGS, json.dumps(settings).encode(), [tracker]))
 
-    def wait_until_ready(self) -> dict[str, str]:
+    def wait_until_ready(self) -> list[CannotPreload]:
         """Wait until the server has imported everything.
 
-        :return: which modules could not be imported, and why
+        :return: what could not be imported
         :raises CannotPreload: if it has ended because of one of them
         :raises ServerDied: if it has ended for another reason
         """
@@ -81,7 +85,11 @@ class ServerProcess:
             else:
                 self.sock.setblocking(False)
                 failures: dict[str, str] = json.loads(message.payload)
-                return failures
+                self.modules = [module for module in self.modules if module not in failures]
+                return [
+                    CannotPreload(module, reason, starts_threads=False)
+                    for module, reason in failures.items()
+                ]
         if importing is None:
             raise ServerDied(
                 "the fork server ended instead of starting a child; it writes the reason to stderr"
@@ -101,10 +109,9 @@ class ServerProcess:
         return self.sock.fileno() >= 0 and not self.has_ended()
 
     def signal(self, number: int) -> None:
-        """Signal the server and its spare, which is in its process group until it is taken.
-
-        Not after :meth:`reap`, which gives the number of the group away.
-        """
+        """Signal the server and its spare, which is in its process group until it is taken."""
+        if self._reaped:
+            return  # the number of the group may be another's by now
         if number == signal.SIGKILL:
             self._killed = True
         with contextlib.suppress(ProcessLookupError):
@@ -121,6 +128,7 @@ class ServerProcess:
         os.close(self._pidfd)
         with contextlib.suppress(ChildProcessError):  # somebody's waitpid(-1) was faster
             os.waitpid(self.pid, 0)
+        self._reaped = True
 
     def forget(self) -> None:
         """In a fork of the application: close our copies."""

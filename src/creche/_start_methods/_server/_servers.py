@@ -13,8 +13,9 @@ assert sys.platform == "linux" or not TYPE_CHECKING
 from ..._multiprocessing import util
 from ..._platform import Lifeline
 from .._preloaded import preloaded
-from ._client import Server
-from ._server_process import CannotPreload
+from .._server_statistics import ForkServerStatistics, memory_of
+from ._client import OWN_MODULES, Server
+from ._server_process import CannotPreload, ServerProcess
 
 _LIMITS = [
     getattr(resource, name)
@@ -85,12 +86,28 @@ def retire_servers() -> None:
         server.retire()
 
 
-def running_servers() -> list[Server]:
-    """All servers that run, also those that are retired and still have children."""
+def server_processes() -> list[ServerProcess]:
+    """All servers that run, also those that take no more requests and still have children."""
     with _servers.lock:
         _reap_retired()
         servers = [*_servers.by_modules.values(), *_servers.retired]
-    return [server for server in servers if server.pid is not None]
+    return [process for server in servers for process in server.processes()]
+
+
+def server_statistics() -> list[ForkServerStatistics]:
+    """What there is to tell of all servers."""
+    return [
+        ForkServerStatistics(
+            pid=process.pid,
+            modules=tuple(module for module in process.modules if module not in OWN_MODULES),
+            left_to_children={
+                module: error.reason for module, error in _servers.left_to_children.items()
+            },
+            children_started=process.children_started,
+            memory=memory_of(process.pid),
+        )
+        for process in server_processes()
+    ]
 
 
 def kill_servers() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import gc
 import json
 import math
@@ -28,7 +29,7 @@ from ..._platform._posix import reset_signals
 from . import _surroundings
 from ._preloading import ThreadsStarted, preload
 from ._protocol import EXIT_CODE, PID, DescriptorsLost, Kind, Message, receive, send
-from ._spare import Birth, be_spare, sample_process
+from ._spare import Birth, be_spare
 
 # Spares that end without a request, one after the other: a request waits for no more of them.
 _MAX_STILLBIRTHS = 3
@@ -40,26 +41,42 @@ _DELAY = 0.01
 _FOREVER = 3600.0
 
 
-def main(descriptor: int, lifeline: int) -> None:
+def main(inherited_socket: int, inherited_lifeline: int) -> None:
     """Serve until the application is gone, or has no more use for this server.
 
-    :param descriptor: the server's end of the socket
-    :param lifeline: the read end of the application's lifeline
+    :param inherited_socket: the server's end of the socket
+    :param inherited_lifeline: the read end of the application's lifeline
     """
+    descriptor, lifeline = map(_above_standard, (inherited_socket, inherited_lifeline))
+    for standard in range(3):
+        _open_if_closed(standard)
     # Out of the reach of a terminal's Ctrl-C, which was blocked when this process was started.
     os.setpgid(0, 0)
     interrupt_handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     # The server leaves nothing behind, so the kernel may kill it at any moment.
     tie = die_with_lifeline(f"/proc/self/fd/{lifeline}", signal.SIGKILL)
-    for inherited in (descriptor, lifeline):
-        os.set_inheritable(inherited, False)
     with socket.socket(fileno=descriptor) as requests:
         settings = receive(requests)
         if settings is not None:
             (resource_tracker._resource_tracker._fd,) = settings.descriptors
             server = _Server(requests, lifeline, tie, interrupt_handler)
             server.run(json.loads(settings.payload))
+
+
+def _above_standard(inherited: int) -> int:
+    """Move a descriptor to where no child takes it for its standard output."""
+    moved = fcntl.fcntl(inherited, fcntl.F_DUPFD_CLOEXEC, 3)
+    os.close(inherited)
+    return moved
+
+
+def _open_if_closed(standard: int) -> None:
+    """See to it that no other descriptor gets the number of a standard one."""
+    try:
+        os.fstat(standard)
+    except OSError:
+        os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
 
 
 class _Server:
@@ -82,7 +99,6 @@ class _Server:
         self._status_pipes: dict[int, int] = {}
         self._warning_filters: tuple[bytes, ...] = ()
         self._imported_by_children: list[str] = []
-        self._sample = sample_process()
 
     # --- before there are children ------------------------------------------------------------
 
@@ -194,8 +210,7 @@ class _Server:
                 interrupt_handler=self._interrupt_handler,
                 warning_filters=self._warning_filters,
                 imported_by_children=self._imported_by_children,
-                sample=self._sample,
-                rehearse=sys.modules["creche._child"].rehearse,
+                sample=sys.modules["creche._child"].sample,
             )
         )
 

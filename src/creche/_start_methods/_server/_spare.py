@@ -15,6 +15,7 @@ import json
 import os
 import pickle
 import resource
+import select
 import signal
 import socket
 import sys
@@ -63,10 +64,8 @@ class Birth:
     warning_filters: tuple[bytes, ...]
     imported_by_children: Sequence[str]
     """Modules that start threads."""
-    sample: bytes
-    """A pickled process object like those in requests."""
-    rehearse: Callable[[], None]
-    """Does for nothing what such a process does."""
+    sample: Callable[[], tuple[Any, Any]]
+    """Makes something to rehearse with: :func:`creche._child.sample`."""
 
 
 def be_spare(birth: Birth) -> NoReturn:
@@ -102,26 +101,50 @@ def _settle_in(birth: Birth) -> None:
 
 
 def _rehearse(birth: Birth) -> None:
-    """Do what a request leads to, for nothing: see :func:`creche._child.rehearse`."""
+    """Do what a request leads to, for nothing: see :meth:`creche._child.ChildMain.rehearse`."""
     if is_readable(birth.requests.fileno()):
         return  # somebody waits
+    sample: Any = BaseProcess(name="spare")
+    sample.run, parents_end = birth.sample()
+    popen = _SamplePopen()
+    settings = {"name": "spare", "authkey": process.current_process().authkey}
+    pickled = pickle_for_child(popen, settings, sample)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    tracker = resource_tracker._resource_tracker._fd
     with ours, theirs, open(os.devnull, "rb") as null:
-        descriptor = null.fileno()
-        request = StartRequest(b"", birth.sample, descriptor, descriptor, (None, None), [])
-        send(ours, request.pack())
-        received = receive(theirs)
-        assert received is not None
-        _load_process(StartRequest.unpack(received), birth)
-        for descriptor in received.descriptors:
-            os.close(descriptor)
-    birth.rehearse()
+        send(ours, StartRequest(b"", pickled, null.fileno(), tracker, (1, 2), popen.sent).pack())
+        message = receive(theirs)
+    assert message is not None
+    request = StartRequest.unpack(message)
+    os.close(request.status)
+    _adopt_surroundings(request, birth)
+    _load_process(request, birth).run.rehearse()
+    parents_end.close()
+    sample.run.wire.close()
     util._close_stdin()
     process.BaseProcess._after_fork()
 
 
+class _SamplePopen:
+    """Takes the place of the ``Popen`` that hands descriptors over."""
+
+    DupFd = ReceivedDescriptor
+
+    def __init__(self) -> None:
+        self.sent: list[int] = []
+
+    def duplicate_for_child(self, descriptor: int) -> int:
+        self.sent.append(descriptor)
+        return len(self.sent) - 1
+
+
 def _take_request(birth: Birth) -> StartRequest | None:
     """Wait for a request and become a child of the application's; ``None`` if there is none."""
+    poller = select.poll()
+    poller.register(birth.requests, select.POLLIN)
+    poller.register(birth.server, 0)
+    if birth.requests.fileno() not in dict(poller.poll()):
+        return None  # the server has died, and the application will make another
     try:
         message = receive(birth.requests)
     except DescriptorsLost:
@@ -131,12 +154,17 @@ def _take_request(birth: Birth) -> StartRequest | None:
         return None
     # From here on the application can kill this process without the server.
     os.setpgid(0, 0)
+    die_with_parent(os.dup(birth.lifeline))
+    if birth.tie is not None:
+        os.close(birth.tie)
+    signal.signal(signal.SIGINT, birth.interrupt_handler)
     request = StartRequest.unpack(message)
     pid = PID.pack(os.getpid())
     with contextlib.suppress(OSError):  # it has died, and will not hear of our end either
         send(birth.server, Message(Kind.TAKEN, pid + request.surroundings, [request.status]))
     try:
         _adopt_surroundings(request, birth)
+        resource.setrlimit(resource.RLIMIT_NOFILE, birth.descriptor_limits)
         pidfd = os.pidfd_open(os.getpid())
     except OSError as error:
         _decline(birth, error)
@@ -155,9 +183,6 @@ def _decline(birth: Birth, error: OSError) -> None:
 
 
 def _adopt_surroundings(request: StartRequest, birth: Birth) -> None:
-    die_with_parent(os.dup(birth.lifeline))
-    if birth.tie is not None:
-        os.close(birth.tie)
     filters = birth.warning_filters
     if request.surroundings:
         filters = _surroundings.apply(request.surroundings)
@@ -172,8 +197,6 @@ def _adopt_surroundings(request: StartRequest, birth: Birth) -> None:
             os.close(output)
     os.close(resource_tracker._resource_tracker._fd)
     resource_tracker._resource_tracker._fd = request.tracker
-    resource.setrlimit(resource.RLIMIT_NOFILE, birth.descriptor_limits)
-    signal.signal(signal.SIGINT, birth.interrupt_handler)
 
 
 def _run_process(request: StartRequest, birth: Birth) -> int:
@@ -201,9 +224,3 @@ def _exit_code(code: object) -> int:
         return code or 0
     print(code, file=sys.stderr)
     return 1
-
-
-def sample_process() -> bytes:
-    """In the server: what a spare can rehearse with."""
-    settings = {"name": "spare", "authkey": process.current_process().authkey}
-    return pickle_for_child(object(), settings, BaseProcess(name="spare"))
