@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 from scripts import Program, Result
-from support import SERVER_METHODS, START_METHODS, TIMEOUT, Announcements, wait_until_gone
+from support import START_METHODS, TIMEOUT, Announcements, wait_until_gone
 
 # Generous: it takes milliseconds, and one second is promised.
 SOON = 10.0
@@ -624,10 +624,9 @@ def test_no_process_ids(program: Program, start_method: str, anyio_backend: str)
     assert result.stdout.count(os.strerror(11)) >= 2
 
 
-@pytest.mark.parametrize("method", SERVER_METHODS)
-def test_no_process_ids_in_the_server(program: Program, method: str, anyio_backend: str) -> None:
+def test_no_process_ids_in_the_fork_server(program: Program, anyio_backend: str) -> None:
     path = program.write(NO_PROCESS_IDS.format(where="__mp_main__", least="(0,)"))
-    result = program.run(path, method, anyio_backend)
+    result = program.run(path, "forkserver", anyio_backend)
     check_output(result, "<ProcessStartError> ")
     assert result.stdout.count("<ProcessStartError>") == 1
 
