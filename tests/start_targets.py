@@ -6,18 +6,27 @@ As in :mod:`support`, nothing in here depends on pytest: children import it.
 from __future__ import annotations
 
 import hashlib
+import locale
 import multiprocessing
 import os
+import random
+import resource
+import signal
 import socket
+import subprocess
 import sys
+import tempfile
+import threading
 import time
+import uuid
+import warnings
 from collections.abc import Callable
 from multiprocessing import shared_memory
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from support import TIMEOUT, announce, append_line, wait_for_gate
+from support import TIMEOUT, announce, append_line, open_descriptors, wait_for_gate
 
 import creche
 
@@ -234,3 +243,111 @@ class SaysHello(creche.get_context().Process):  # type: ignore[name-defined,misc
 
 def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+# --- what a child finds around it -----------------------------------------------------------------
+
+
+class OwnWarning(UserWarning):
+    """A category that children have to import before they can be told of it."""
+
+
+def surroundings() -> dict[str, Any]:
+    """Everything of the interpreter's state that a child has in common with its parent."""
+    from multiprocessing import process
+
+    original: str = process.ORIGINAL_DIR  # type: ignore[attr-defined]
+    return {
+        "environment": dict(os.environb),
+        "of programs": subprocess.run(
+            [sys.executable, "-I", "-S", "-c", "import os; print(sorted(os.environb.items()))"],
+            stdout=subprocess.PIPE,
+            check=True,
+        ).stdout,
+        "directory": os.getcwd(),
+        "original directory": original,
+        "path": [entry or original for entry in sys.path],
+        "arguments": sys.argv,
+        "locale": locale.setlocale(locale.LC_ALL),
+        "zone": (time.tzname, time.timezone, time.localtime(0).tm_hour),
+        "limit": resource.getrlimit(resource.RLIMIT_NOFILE),
+    }
+
+
+def reaction_to_warnings() -> dict[str, str]:
+    """What comes of warnings of several categories: an exception, a line on stderr, nothing."""
+    reactions = {}
+    for category in (OwnWarning, RuntimeWarning, ImportWarning):
+        shown: list[Any] = []
+        original = warnings.showwarning
+        warnings.showwarning = lambda *args, shown=shown, **_: shown.append(args)  # type: ignore[misc]
+        try:
+            warnings.warn(f"of {category.__name__}", category, stacklevel=1)
+        except category:
+            reactions[category.__name__] = "raised"
+        else:
+            reactions[category.__name__] = "shown" if shown else "ignored"
+        finally:
+            warnings.showwarning = original
+    return reactions
+
+
+def signals() -> dict[str, Any]:
+    """How this process reacts to signals, as Python and as the kernel know it."""
+    status = dict(
+        line.split(":\t") for line in Path("/proc/self/status").read_text().splitlines() if line
+    )
+    return {
+        "blocked": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])),
+        "handlers": {
+            number.name: getattr(handler, "__name__", handler)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD, signal.SIGPIPE)
+            for handler in [signal.getsignal(number)]
+        },
+        "kernel": {key: status[key] for key in ("SigBlk", "SigIgn", "SigCgt")},
+        "wakeup": signal.set_wakeup_fd(-1),
+    }
+
+
+def links() -> dict[int, str]:
+    """What the open descriptors refer to."""
+    return {
+        descriptor: os.readlink(f"/proc/self/fd/{descriptor}")
+        for descriptor in sorted(open_descriptors())
+    }
+
+
+def links_and_sentinel() -> tuple[dict[int, str], str]:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    found = links()
+    return found, found[parent.sentinel]
+
+
+def groups() -> tuple[int, int, int, int]:
+    return os.getpid(), os.getpgrp(), os.getsid(0), os.getppid()
+
+
+def random_numbers() -> list[Any]:
+    name = tempfile.mktemp()
+    return [random.random(), random.SystemRandom().random(), str(uuid.uuid4()), name]
+
+
+def threads() -> tuple[list[str], int]:
+    return [thread.name for thread in threading.enumerate()], len(os.listdir("/proc/self/task"))
+
+
+def read_stdin() -> str:
+    return sys.stdin.read()
+
+
+def received(connections: list[Connection]) -> list[Any]:
+    return [connection.recv() for connection in connections]
+
+
+def received_and_length(connections: list[Connection], data: bytes) -> tuple[list[Any], int]:
+    return received(connections), len(data)
+
+
+def lengths(*names: str) -> tuple[int, list[int]]:
+    return sum(map(len, sys.argv)), [len(os.environ[name]) for name in names]
