@@ -197,6 +197,11 @@ def hold(ready: str, gate: str, *_: Any) -> None:
     wait_for_gate(ready, gate)
 
 
+def hold_and_exit(ready: str, gate: str, code: int) -> None:
+    wait_for_gate(ready, gate)
+    os._exit(code)
+
+
 def describe_process() -> dict[str, Any]:
     current = multiprocessing.current_process()
     parent = multiprocessing.parent_process()
