@@ -356,3 +356,7 @@ def received_and_length(connections: list[Connection], data: bytes) -> tuple[lis
 
 def lengths(*names: str) -> tuple[int, list[int]]:
     return sum(map(len, sys.argv)), [len(os.environ[name]) for name in names]
+
+
+def flags() -> tuple[object, ...]:
+    return tuple(sys.flags), sys.flags.dev_mode, sorted(sys._xoptions.items())
