@@ -25,6 +25,7 @@ from benchmarks import (
     _scale,
     _soak,
     _stall,
+    _starts,
     _throughput,
     _warm,
     _warm_cancel,
@@ -33,10 +34,8 @@ from benchmarks._measuring import Table
 
 ROOT = Path(__file__).parent.parent
 SUITES: dict[str, Callable[[int], Iterable[Table]]] = {
-    "cold": lambda rounds: (
-        _cold.measure(rounds),
-        _cold.measure_with_heavy_main(max(3, rounds // 2)),
-    ),
+    "cold": _cold.measure,
+    "starts": lambda rounds: _starts.measure(min(5.0, rounds / 5)),
     "stall": lambda rounds: _stall.measure(max(3, rounds // 3)),
     "cancel": _cancel.measure,
     "scale": lambda rounds: _scale.measure(),

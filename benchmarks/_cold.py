@@ -102,6 +102,7 @@ def contenders() -> dict[str, Callable[[], float]]:
         FLOOR: blocking("fork"),
         "multiprocessing, forkserver (blocking)": blocking("forkserver"),
         "multiprocessing, spawn (blocking)": blocking("spawn"),
+        "multiprocessing, creche (blocking)": blocking("creche"),
         "creche.run_in_process, asyncio": in_loop("asyncio", creche_call),
         "creche.run_in_process, Trio": in_loop("trio", creche_call),
         "ProcessPoolExecutor(1), forkserver": executor,
@@ -149,94 +150,129 @@ def contenders() -> dict[str, Callable[[], float]]:
     return found
 
 
-def measure(rounds: int) -> Table:
-    medians = {name: 1e3 * value for name, value in in_turn(contenders(), rounds).items()}
-    ours = medians["creche.run_in_process, asyncio"]
-    spawn = medians["multiprocessing, spawn (blocking)"]
-    at_most = ("at most 2.2 times the floor", ours <= 2.2 * medians[FLOOR])
-    table = Table(
-        "A call in a fresh process",
-        "From the call of a function that does nothing until its process is reaped, in steady"
-        " state (a fork server, where there is one, runs already). The ratio is to a bare blocking"
-        " fork by `multiprocessing` of the same parent.",
-        rows_with_ratios(
-            medians,
-            FLOOR,
-            "ms",
-            {
-                "creche.run_in_process, asyncio": at_most,
-                "creche.run_in_process, Trio": (
-                    at_most[0],
-                    medians["creche.run_in_process, Trio"] <= 2.2 * medians[FLOOR],
-                ),
-            },
-        ),
-        plot="benchmarks",
-    )
-    table.rows.append(
-        Row(
-            "blocking spawn / creche",
-            spawn / ours,
-            "times",
-            None,
-            "at least 10",
-            spawn >= 10 * ours,
-        )
-    )
-    return table
-
-
-HEAVY_MAIN = """
+MAIN = """
 import {imports}
 import json, sys
-from benchmarks._cold import measure_heavy
+import creche
+from benchmarks import _cold
+
+{ballast}
 
 if __name__ == "__main__":
-    json.dump(measure_heavy(int(sys.argv[1])), sys.stdout)
+    creche.preload(*sys.argv[3:])
+    json.dump(_cold.measure_here(sys.argv[2], int(sys.argv[1])), sys.stdout)
 """
 
-
-def measure_heavy(rounds: int) -> dict[str, float]:
-    """Run in a program whose main module imports a lot."""
-
-    async def creche_call() -> None:
-        await creche.run_in_process(noop)
-
-    measured: dict[str, Callable[[], float]] = {
-        FLOOR: blocking("fork"),
-        "multiprocessing, forkserver (blocking)": blocking("forkserver"),
-        "multiprocessing, spawn (blocking)": blocking("spawn"),
-        "creche.run_in_process, asyncio": in_loop("asyncio", creche_call),
-        "creche.run_in_process, Trio": in_loop("trio", creche_call),
-    }
-    return {name: 1e3 * value for name, value in in_turn(measured, rounds).items()}
+AT_MOST = 0.8
+TIMES_FORK_SERVER = 8
 
 
-def measure_with_heavy_main(rounds: int) -> Table:
+def measure_here(which: str, rounds: int) -> dict[str, float]:
+    """Run in a program of its own, as users' programs are: with a main module that is a file."""
+    found = contenders()
+    if which == "few":
+        found = {name: found[name] for name in FEW}
+    return {name: 1e3 * value for name, value in in_turn(found, rounds).items()}
+
+
+FEW = (
+    FLOOR,
+    "multiprocessing, forkserver (blocking)",
+    "multiprocessing, spawn (blocking)",
+    "multiprocessing, creche (blocking)",
+    "creche.run_in_process, asyncio",
+    "creche.run_in_process, Trio",
+)
+
+
+def measure_in_program(
+    title: str,
+    about: str,
+    rounds: int,
+    *,
+    which: str = "few",
+    imports: str = "os",
+    ballast: str = "",
+    preload: tuple[str, ...] = (),
+    plot: str = "",
+) -> Table:
     with tempfile.TemporaryDirectory() as folder:
         main = Path(folder, "main.py")
-        main.write_text(HEAVY_MAIN.format(imports=", ".join(HEAVY_IMPORTS.split())))
+        main.write_text(MAIN.format(imports=imports, ballast=ballast))
         done = subprocess.run(
-            [sys.executable, str(main), str(rounds)],
+            [sys.executable, "-W", "ignore", str(main), str(rounds), which, *preload],
             env={**os.environ, "PYTHONPATH": os.getcwd()},
             stdout=subprocess.PIPE,
             check=True,
         )
     medians: dict[str, float] = json.loads(done.stdout)
-    ours = medians["creche.run_in_process, asyncio"]
-    return Table(
-        "The same with a main module that imports a lot",
-        "The main module imports fifteen large modules of the standard library. creche's fork"
-        " server imports it once; elsewhere each child does.",
+    floor, stock = medians[FLOOR], medians["multiprocessing, forkserver (blocking)"]
+    ours = [name for name in medians if name.startswith("creche")]
+    table = Table(
+        title,
+        about,
         rows_with_ratios(
             medians,
             FLOOR,
             "ms",
             {
-                "creche.run_in_process, asyncio": (
-                    "at most 2.2 times the floor",
-                    ours <= 2.2 * medians[FLOOR],
-                )
+                name: (f"at most {AT_MOST} times the fork", medians[name] <= AT_MOST * floor)
+                for name in ours
             },
         ),
+        plot=plot,
     )
+    times = stock / max(medians[name] for name in ours)
+    table.rows.append(
+        Row(
+            "blocking fork server of multiprocessing / creche",
+            times,
+            "times",
+            None,
+            f"at least {TIMES_FORK_SERVER}",
+            times >= TIMES_FORK_SERVER,
+        )
+    )
+    return table
+
+
+def measure(rounds: int) -> list[Table]:
+    few = max(3, rounds // 2)
+    return [
+        measure_in_program(
+            "A call in a fresh process",
+            "From the call of a function that does nothing until its process is reaped, in steady"
+            " state (a fork server, where there is one, runs already). The ratio is to a bare"
+            " blocking fork by `multiprocessing` of the same parent.",
+            rounds,
+            which="all",
+            plot="benchmarks",
+        ),
+        measure_in_program(
+            "The same with a main module that imports a lot",
+            "The main module imports fifteen large modules of the standard library. creche's fork"
+            " server imports it once; elsewhere each child does.",
+            few,
+            imports=", ".join(HEAVY_IMPORTS.split()),
+        ),
+        measure_in_program(
+            "The same in a parent of 2 GiB",
+            "What is copied when a process forks grows with its memory; a fork server stays small.",
+            few,
+            ballast=BALLAST,
+        ),
+        measure_in_program(
+            "The same with NumPy",
+            "The parent has imported it, and so has the fork server: `creche.preload('numpy')`.",
+            few,
+            imports="numpy",
+            preload=("numpy",),
+        ),
+    ]
+
+
+BALLAST = """
+if __name__ == "__main__":
+    ballast = bytearray(2 * 1024**3)
+    ballast[::4096] = b"x" * (len(ballast) // 4096)  # touched, so that it is there
+"""

@@ -116,6 +116,11 @@ def no_ops(rounds: int) -> Table:
         f"creche, {name}, as a list": by_creche(backend, same, items, True, at_once=True)
         for name, backend in (("asyncio", "asyncio"), ("Trio", "trio"))
     }
+    numbers = list(items)
+    from_lists = {
+        f"creche, {name}, ordered, from a list": by_creche(backend, same, numbers, True)
+        for name, backend in (("asyncio", "asyncio"), ("Trio", "trio"))
+    }
     floors = {
         f"multiprocessing.Pool.imap_unordered, chunks of {size:,}": by_multiprocessing(
             same, items, size
@@ -127,14 +132,14 @@ def no_ops(rounds: int) -> Table:
         fewer = items[: ITEMS // 10]  # the million takes it five seconds
         mpire = by_mpire(same, fewer, 10_000)
         others["mpire.imap_unordered, chunks of 10,000"] = lambda: 10 * mpire()
-    seconds = in_turn({**ours, **floors, **others}, rounds, warm_up=0)
+    seconds = in_turn({**ours, **from_lists, **floors, **others}, rounds, warm_up=0)
     best = max(ITEMS / seconds[name] for name in floors)
     return Table(
         "A map over a million numbers",
-        f"A function that returns its argument, {WORKERS} warm workers, the results iterated over,"
-        " where it does not say otherwise. `async for` alone takes some 100 ns a value: a coroutine"
-        " is made for each. creche chooses its chunks itself. The ratio is to `imap_unordered` at"
-        " its best.",
+        f"A function that returns its argument, {WORKERS} warm workers, the input a `range` and the"
+        " results iterated over, where it does not say otherwise. `async for` alone takes some 100"
+        " ns a value: a coroutine is made for each. creche chooses its chunks itself. The ratio is"
+        " to `imap_unordered` at its best.",
         [
             Row(
                 name,

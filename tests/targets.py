@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import functools
 import multiprocessing
 import os
@@ -18,6 +19,14 @@ from support import RefusesUnpickling, announce
 import creche
 from creche import from_process
 from creche._loops import current_loop
+
+
+class Colour(enum.IntEnum):
+    RED = 1
+
+
+class Count(int):
+    pass
 
 
 def add(left: int, right: int = 0, *, extra: int = 0) -> int:
@@ -245,6 +254,20 @@ async def wait_for_file_async(ready: str, path: str) -> str:
 
 def coroutine_if_odd(number: int) -> Any:
     return add_async(number, 100) if number % 2 else number + 100
+
+
+def give_all_kinds(number: int) -> Any:
+    """Give a value, a coroutine, an error, the coroutine of one, or what cannot be pickled."""
+    kind = number % 7
+    if kind == 1:
+        return add_async(number, 100)
+    if kind == 2:
+        raise LookupError(number)
+    if kind == 3:
+        return threading.Lock()
+    if kind == 4:
+        return fail_async(str(number))
+    return number + 100
 
 
 def fail_if(bad: Any, value: Any) -> Any:

@@ -12,7 +12,7 @@ import random
 import re
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +147,8 @@ async def test_death_before_the_arguments_are_received(size: int) -> None:
         async with open_pool(1, stop=PATIENT) as pool:
             pid = await pool.run(os.getpid)
             os.kill(pid, signal.SIGSTOP)
+            # Until it is told, a worker that waits in a system call may still receive.
+            await until(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED)
             async with anyio.create_task_group() as group:
 
                 async def run() -> None:
@@ -905,8 +907,9 @@ def check_deaths(outcomes: list[Any], deadly: tuple[int, ...], lines: str, numbe
 @pytest.mark.parametrize("chunksize", ["auto", 1, 10, 100])
 @pytest.mark.parametrize("ordered", [True, False])
 @pytest.mark.parametrize("deadly", [(37,), (0,), (199,), (10, 11, 12, 150), (9, 10)], ids=str)
+@pytest.mark.parametrize("items", [range(200), list(range(200))], ids=["range", "list"])
 async def test_map_kills_its_workers(
-    chunksize: Any, ordered: bool, deadly: tuple[int, ...], lines: str
+    chunksize: Any, ordered: bool, deadly: tuple[int, ...], items: Sequence[int], lines: str
 ) -> None:
     with anyio.fail_after(TIMEOUT):
         async with open_pool(2, stop=PATIENT) as pool:
@@ -914,7 +917,7 @@ async def test_map_kills_its_workers(
                 outcome
                 async for outcome in pool.map(
                     functools.partial(support.note_or_die, lines, deadly),
-                    range(200),
+                    items,
                     chunksize=chunksize,
                     ordered=ordered,
                     on_error="yield",

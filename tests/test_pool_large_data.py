@@ -21,8 +21,8 @@ pytestmark = pytest.mark.anyio
 
 MIB = 1024 * 1024
 
-# Around where a payload goes through shared memory, is mapped, or is left to a thread.
-SIZES = [0, 1, 1000, 65_000, 65_536, 66_000, 262_144, 300_000, MIB, MIB + 1, 3 * MIB]
+# Around where a payload goes through shared memory, or a stream, and into what kind of memory.
+SIZES = [0, 1, 1000, 65_000, 65_536, 66_000, 300_000, MIB, 1_572_800, 3 * MIB, 5 * MIB]
 
 
 def resident() -> int:
@@ -260,15 +260,14 @@ async def test_memory_is_released_when_its_last_user_lets_go() -> None:
         gc.collect()
         before, segments_before, descriptors_before = resident(), segments(), segment_descriptors()
         array = await pool.run(targets.make_array, 8 * MIB)
-        array += 1  # every page of it
+        array += 1
         view = array[: MIB // 2]
-        assert segments() == segments_before + 1
         assert resident() - before > 48 * MIB
         del array
         # What resumed this task knows the value, too, until the task waits for something else.
         await anyio.wait_all_tasks_blocked()
         gc.collect()
-        assert segments() == segments_before + 1
+        assert resident() - before > 48 * MIB
         assert view[5] == 6
         del view
         gc.collect()

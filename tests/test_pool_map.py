@@ -6,8 +6,9 @@ import contextlib
 import functools
 import gc
 import itertools
+import math
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ import creche
 from creche import ItemOutcome, ProcessMap, ProcessPool, StopPolicy, open_pool
 
 pytestmark = pytest.mark.anyio
+
+CHUNKSIZES = pytest.mark.parametrize("chunksize", [1, 7, 100, "auto"])
 
 
 @pytest.fixture
@@ -194,6 +197,23 @@ async def test_function_that_returns_coroutines_now_and_then() -> None:
             assert values == list(range(100, 400))
 
 
+@pytest.mark.parametrize("chunksize", [1, 2, 7, 100, "auto"])
+async def test_function_with_all_kinds_of_outcomes(chunksize: Any) -> None:
+    async with open_pool(2) as pool:
+        outcomes = await outcomes_of(pool, targets.give_all_kinds, list(range(150)), chunksize)
+        for outcome in outcomes:
+            kind = outcome.index % 7
+            if kind == 3:
+                assert isinstance(outcome.exception, creche.SerializationError)
+                assert "lock" in str(outcome.exception)
+            elif kind in (2, 4):
+                assert isinstance(outcome.exception, LookupError)
+                assert outcome.exception.args[0] in (outcome.index, str(outcome.index))
+            else:
+                assert outcome.value == outcome.index + 100
+        assert pool.statistics().restarts == 0
+
+
 async def test_async_functions_run_under_the_backend_of_the_parent(
     anyio_backend_name: str,
 ) -> None:
@@ -259,6 +279,71 @@ async def test_items_and_values_of_any_kind() -> None:
         for chunksize in (1, 5, "auto"):
             options: Any = {"chunksize": chunksize}
             assert await collect(pool.map(targets.echo, items, **options)) == items
+
+
+@CHUNKSIZES
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        range(0),
+        range(5, 5, -1),
+        range(1),
+        range(7, 300),
+        range(300, -300, -3),
+        range(-(10**6), 10**6, 9973),
+        range(2**63 - 30, 2**63 + 30),
+        range(2**64, -(2**64), -(2**58) - 1),
+        range(10**40, 10**40 + 10**33, 10**31),
+    ],
+    ids=repr,
+)
+async def test_ranges(numbers: range, chunksize: Any) -> None:
+    async with open_pool(2) as pool:
+        values = pool.map(targets.echo, numbers, chunksize=chunksize)
+        assert values.total == len(numbers)
+        assert await collect(values) == list(numbers)
+        outcomes = await outcomes_of(pool, targets.echo, numbers, chunksize)
+        assert [outcome.value for outcome in outcomes] == list(numbers)
+        assert await pool.map(support.double, iter(numbers)) == [2 * n for n in numbers]
+
+
+@CHUNKSIZES
+async def test_error_in_a_range(chunksize: Any) -> None:
+    numbers = range(5000, -5000, -7)
+    func = functools.partial(targets.fail_if, numbers[100])
+    async with open_pool(2) as pool:
+        values = pool.map(func, numbers, chunksize=chunksize)
+        received: list[int] = []
+        with pytest.raises(LookupError, match="4300 is bad") as caught:
+            await collect_into(received, values)
+        assert received == list(numbers[:100])
+        assert caught.value.__notes__ == ["This was item 100 of the map: 4300"]
+
+
+async def test_range_longer_than_any_list() -> None:
+    async with open_pool(2) as pool, pool.map(targets.echo, range(-5, 10**30)) as values:
+        assert values.total is None
+        assert await take(values, 5000) == list(range(-5, 4995))
+
+
+async def test_types_of_values() -> None:
+    """True is not 1, nor is an enum, and -0.0 is not 0.0."""
+    numbers: list[Any] = [
+        1,
+        True,
+        targets.Colour.RED,
+        targets.Count(1),
+        1.0,
+        0.0,
+        -0.0,
+        math.nan,
+        math.inf,
+    ]
+    numbers += [2**62, 2**63 - 1, 2**63, -(2**63), -(2**63) - 1, 2**64, 10**400, None, "1", b"1"]
+    async with open_pool(2) as pool:
+        for items in (numbers, *([item] * 20 for item in numbers)):
+            values = await pool.map(targets.echo, items, chunksize=10)
+            assert [(type(v), repr(v)) for v in values] == [(type(i), repr(i)) for i in items]
 
 
 async def test_several_iterables_end_with_the_shortest() -> None:
@@ -508,20 +593,18 @@ async def test_note_is_short() -> None:
 
 
 async def outcomes_of(
-    pool: ProcessPool, func: Callable[..., Any], items: list[Any], chunksize: Any
+    pool: ProcessPool, func: Callable[..., Any], items: Sequence[Any], chunksize: Any
 ) -> list[ItemOutcome[Any]]:
     outcomes = await collect(pool.map(func, items, chunksize=chunksize, on_error="yield"))
     assert [outcome.index for outcome in outcomes] == list(range(len(items)))
     for outcome, item in zip(outcomes, items, strict=True):
-        assert outcome.item is item
+        assert outcome.item is item or type(items) is range
+        assert outcome.item == item
         if outcome.exception is not None:
             with pytest.raises(type(outcome.exception)) as caught:
                 _ = outcome.value
             assert caught.value is outcome.exception
     return outcomes
-
-
-CHUNKSIZES = pytest.mark.parametrize("chunksize", [1, 7, 100, "auto"])
 
 
 @CHUNKSIZES

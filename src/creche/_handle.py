@@ -31,9 +31,6 @@ from ._stopping import StoppableChild, Stopper
 from ._watcher import Timer
 from ._wire._outcomes import Call, Failure, Outcome, Value
 
-# Seconds that the exit code of a dead child may be on its way: whoever reaps it may be stopped.
-_EXIT_CODE_PATIENCE = 5.0
-
 
 class ProcessHandle:
     """A process from the first thought of it until its outcome is known.
@@ -250,8 +247,7 @@ class ProcessHandle:
         if exitcode is None:
             # It has ended, and somebody else reaps it, who will tell. Or that somebody has ended.
             self._watch_exit()
-            if self._popen.awaits_exit_code:
-                self._call_later(_EXIT_CODE_PATIENCE, self._give_up_exit_code)
+            self._popen.expect_exit_code(self._call_later, self._on_exit)
             return
         self.exitcode = exitcode
         if self._watched is not None:
@@ -266,11 +262,6 @@ class ProcessHandle:
         self._settle_if_known()
         if self._stopping:
             self._expect_unpickled()
-
-    def _give_up_exit_code(self) -> None:
-        if self.exitcode is None:
-            self._popen.give_up_exit_code()
-            self._on_exit()
 
     def heard_running(self) -> None:
         if self.state is ProcessState.STARTED:

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from ._watcher import Watcher
 from ._wire._framing import BadFrameError, Frame, FrameKind, FrameReader
-from ._wire._outcomes import Failure, Outcome, cannot_unpickle, decode, decode_started
+from ._wire._outcomes import Failure, Outcome, cannot_unpickle, decode, decode_plain, decode_started
 from ._worker_threads import Job, WorkerThreads
 
 # Their outcome is told together with the exit code, which comes later. There is nothing of the
@@ -104,7 +104,8 @@ class Inbox:
             self._unpickle_started(frame)
         elif self._last_frame is None:
             self._last_frame = frame
-            if frame.kind not in _FRAMES_ABOUT_EXITS:
+            self.outcome = decode_plain(frame)
+            if self.outcome is None and frame.kind not in _FRAMES_ABOUT_EXITS:
                 self._unpickle_outcome(frame)
             self._listener.heard_last_word()
 

@@ -27,10 +27,10 @@ def current_loop() -> EventLoop:
     :raises ProcessStateError: if there is none
     """
     # Trio first: in its guest mode an asyncio or a GUI loop is the host of the same thread.
-    trio = sys.modules.get("trio")
-    if trio is not None:
+    lowlevel = _trio_lowlevel()
+    if lowlevel is not None:
         try:
-            return trio.lowlevel.current_trio_token()
+            return lowlevel.current_trio_token()
         except RuntimeError:
             pass
     try:
@@ -43,10 +43,15 @@ def current_loop() -> EventLoop:
 
 def is_current(loop: EventLoop) -> bool:
     """Whether the caller runs in ``loop``. Takes a fraction of the time of :func:`current_loop`."""
-    trio = sys.modules.get("trio")
-    if trio is not None and trio.lowlevel.in_trio_run():
-        return loop is trio.lowlevel.current_trio_token()
+    lowlevel = _trio_lowlevel()
+    if lowlevel is not None and lowlevel.in_trio_run():
+        return loop is lowlevel.current_trio_token()
     return loop is asyncio._get_running_loop()
+
+
+def _trio_lowlevel() -> Any:
+    """``trio.lowlevel``, or ``None`` where Trio is not imported, or another thread is at it."""
+    return getattr(sys.modules.get("trio"), "lowlevel", None)
 
 
 def backend_of(loop: EventLoop) -> str:

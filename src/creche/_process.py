@@ -54,8 +54,8 @@ class AsyncProcess(ProcessFacts[T_co]):
     :param daemon: whether the process may have no ``multiprocessing`` children of its own; by
         default as the current process. Unlike in ``multiprocessing``, it says nothing about what
         happens when the application ends: no process of creche's outlives it
-    :param start_method: ``"forkserver"`` (the default on POSIX), ``"spawn"`` (the default on
-        Windows) or ``"fork"``
+    :param start_method: ``"creche"`` (the default on Linux), ``"forkserver"`` (the default on other
+        POSIX systems), ``"spawn"`` (the default on Windows) or ``"fork"``
     :param timeout: seconds after which a process that still runs its target is stopped; its outcome
         is a :exc:`ProcessTimeout` then
     :param stop: how the process is stopped

@@ -13,7 +13,6 @@ from typing import Protocol
 from ._loops import Latch
 from ._multiprocessing import util
 from ._platform import Lifeline
-from ._start_methods import forget_servers_of_parent
 from ._stop_policy import StopPolicy
 from ._watcher import Watcher
 from ._worker_threads import WorkerThreads
@@ -61,7 +60,6 @@ class Runtime:
     def forget(self) -> None:
         """In a fork of this process: close our copies of what the parent uses."""
         self.forgotten = True
-        forget_servers_of_parent()
         self.lifeline.close()
         self.watcher.forget()
         for handle in list(self.live):

@@ -33,6 +33,7 @@ class WorkerThreads:
         self._jobs: deque[Job] = deque()
         self._threads = 0
         self._idle = 0
+        self._current = threading.local()
 
     def submit(self, run: Callable[[], object]) -> Job:
         """Queue ``run``. It deals with its own errors; what escapes it is logged.
@@ -55,6 +56,16 @@ class WorkerThreads:
                 self._limit += 1
                 if self._jobs:
                     self._find_thread()
+
+    def give_way(self) -> None:
+        """Called by a job that waits for another process: no other job has to wait for that.
+
+        :raises RuntimeError: if no job of these threads calls it
+        """
+        job: Job | None = getattr(self._current, "job", None)
+        if job is None:
+            raise RuntimeError("no thread is left to wait for another process")
+        self.abandon(job)
 
     def _find_thread(self) -> None:
         """Have a thread take the jobs that are waiting; called with the lock held."""
@@ -80,6 +91,7 @@ class WorkerThreads:
                 self._idle -= 1
                 job = self._jobs.popleft()
                 job.running = True
+            self._current.job = job
             try:
                 job.run()
             except BaseException:
@@ -91,4 +103,4 @@ class WorkerThreads:
                     if self._threads > self._limit:
                         self._threads -= 1
                         return
-            del job  # an idle thread keeps nothing alive
+            del job, self._current.job  # an idle thread keeps nothing alive

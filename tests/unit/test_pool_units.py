@@ -6,7 +6,7 @@ import itertools
 import math
 import pickle
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 import anyio
@@ -429,7 +429,7 @@ class Owner:
     def __init__(self, timeout: float | None = None) -> None:
         self.timeout = timeout
         self.outcomes: dict[int, Any] = {}
-        self.given_back: list[tuple[int, list[Any], bool]] = []
+        self.given_back: list[tuple[int, Sequence[Any], bool]] = []
         self.ended: list[Chunk] = []
         self.sent: list[Chunk] = []
         self.broken: list[BaseException] = []
@@ -445,7 +445,7 @@ class Owner:
             assert index not in self.outcomes
             self.outcomes[index] = outcome
 
-    def give_back(self, start: int, items: list[Any], *, alone: bool) -> None:
+    def give_back(self, start: int, items: Sequence[Any], *, alone: bool) -> None:
         self.given_back.append((start, items, alone))
 
     def chunk_sent(self, chunk: Chunk) -> None:
@@ -644,7 +644,7 @@ class Reader:
         self.changes += 1
         self.changed.set()
 
-    def take(self, size: int) -> list[Any]:
+    def take(self, size: int) -> Sequence[Any]:
         items = self.input.take(size)
         self.left -= len(items)
         self.input.tell_room()
@@ -686,6 +686,23 @@ async def test_inputs() -> None:
         pairs = [(i, i) for i in expected]
         assert await Reader(expected, itertools.count()).take_all() == pairs
         assert await Reader(in_async(expected), expected).take_all() == pairs
+        assert await Reader(range(size)).take_all() == expected
+        assert await Reader(range(size - 1, -1, -1)).take_all() == expected[::-1]
+
+
+@pytest.mark.anyio
+async def test_ranges_are_taken_in_slices() -> None:
+    reader = Reader(range(10, 0, -2))
+    assert [reader.take(3) for _ in range(2)] == [range(10, 4, -2), range(4, 0, -2)]
+    assert reader.input.exhausted
+    assert list(reader.take(3)) == []
+    assert reader.input.error is None
+    stopped = Reader(range(10))
+    assert stopped.take(1) == range(1)
+    stopped.input.stop()
+    assert list(stopped.take(1)) == []
+    assert 0 < len(Reader(range(10**30)).take(10**20)) < 10**6
+    assert Reader(range(10), range(10)).take(2) == [(0, 0), (1, 1)]
 
 
 @pytest.mark.anyio
@@ -694,6 +711,8 @@ async def test_totals() -> None:
     assert Reader([1, 2, 3], "ab").input.total == 2
     assert Reader([1, 2, 3], itertools.count()).input.total is None
     assert Reader(iter([1])).input.total is None
+    assert Reader(range(10, 0, -3)).input.total == 4
+    assert Reader(range(10**30)).input.total is None
     reader = Reader(in_async([1]))
     assert reader.input.total is None
     assert await reader.take_all() == [1]

@@ -154,6 +154,33 @@ def test_job_that_is_abandoned_before_it_begins_never_does() -> None:
     assert done == ["wanted"]
 
 
+def test_job_that_gives_way_keeps_no_thread_from_others() -> None:
+    workers = WorkerThreads("polite-worker", limit=1)
+    release, finished = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        for _ in range(3):
+            workers.give_way()
+        release.wait(TIMEOUT)
+
+    workers.submit(wait)
+    workers.submit(finished.set)
+    assert finished.wait(TIMEOUT)
+    threads = threads_of("polite-worker")
+    assert len(threads) == 2
+    release.set()
+    finished.clear()
+    threads[0].join(TIMEOUT)
+    workers.submit(finished.set)
+    assert finished.wait(TIMEOUT)
+    assert len(threads_of("polite-worker")) == 1
+
+
+def test_nobody_but_a_job_gives_way() -> None:
+    with pytest.raises(RuntimeError):
+        WorkerThreads("no-worker", limit=1).give_way()
+
+
 @pytest.fixture
 def watcher() -> Watcher:
     return runtime().watcher

@@ -12,21 +12,27 @@ from ._shared_numbers import SharedNumbers
 
 if sys.platform == "linux":
     from ._call_socket import CallReceiver, CallSender, call_sockets
+    from ._fresh_memory import fresh_memory
+    from ._kept_segments import KeptSegment, keep_segment
     from ._segments import (
         Segment,
         SegmentReader,
         SegmentSocket,
-        buffer_in_segment,
         segment_sockets,
         write_segment,
     )
+    from ._streams import StreamReader, StreamWriter
 else:
     from ._no_call_sockets import CallReceiver, CallSender, call_sockets
     from ._no_segments import (
+        KeptSegment,
         Segment,
         SegmentReader,
         SegmentSocket,
-        buffer_in_segment,
+        StreamReader,
+        StreamWriter,
+        fresh_memory,
+        keep_segment,
         segment_sockets,
         write_segment,
     )
@@ -72,6 +78,7 @@ __all__ = [
     "CallSender",
     "ChildWire",
     "DescriptorForChild",
+    "KeptSegment",
     "Lifeline",
     "ParentWire",
     "Poller",
@@ -80,10 +87,13 @@ __all__ = [
     "SegmentSocket",
     "SharedNumbers",
     "SignalThread",
-    "buffer_in_segment",
+    "StreamReader",
+    "StreamWriter",
     "call_sockets",
     "default_stop_request",
     "die_as_terminated",
+    "fresh_memory",
+    "keep_segment",
     "lift_memory_limit",
     "limit_memory",
     "on_missed_stop_request",

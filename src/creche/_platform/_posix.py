@@ -85,6 +85,7 @@ def nudge_main_thread() -> None:
 def default_stop_request() -> None:
     """In a child: from here on, being asked to stop ends the process at once."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGCONT, signal.SIG_DFL)
 
 
 def die_as_terminated() -> None:

@@ -5,34 +5,32 @@ descriptor goes over a socket of its own, because reading one that lies in the w
 message something. It is written and read by system calls, which let go of the GIL, and whose copy
 into fresh pages takes half as long as that through a mapping, which has them zeroed first.
 
+What need not wait for its receiver travels like that. See :mod:`._kept_segments` for what is small,
+and :mod:`._streams` for what is received as fast as it is sent.
 Elsewhere payloads go through the wire: see :mod:`._no_segments`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 assert sys.platform == "linux" or not TYPE_CHECKING
 
 from .._wire._framing import Buffer
-from ._mapping import map_descriptor
+from ._fresh_memory import ask_for_huge_pages
 from ._posix import DescriptorForChild
+from ._streams import StreamReader, StreamWriter, open_stream
 
 # writev(2) takes no more pieces at once.
 _MAX_PIECES = 1024
 
-# Below that, a mapping costs more than the copy that it saves, and keeps a descriptor open before
-# Python 3.13.
-_MAPPED_BYTES = 256 * 1024
-
 
 class Segment:
-    """Owns a segment's descriptor. What is mapped of the segment lives on its own."""
+    """Owns the descriptor of a segment that is written once, and read once."""
 
     descriptor = -1
 
@@ -47,15 +45,12 @@ class Segment:
     __del__ = close
 
 
-def write_segment(
-    sections: Sequence[Sequence[Buffer]], offsets: Sequence[int], segment: Segment | None = None
-) -> Segment:
-    """Write sections into a segment, each at its offset; by default into a new one.
+def write_segment(sections: Sequence[Sequence[Buffer]], offsets: Sequence[int]) -> Segment:
+    """Write sections into a new segment, each at its offset.
 
     :raises OSError: if there is no memory, or no descriptor, left
     """
-    if segment is None:
-        segment = Segment(os.memfd_create("creche", os.MFD_CLOEXEC))
+    segment = Segment(os.memfd_create("creche", os.MFD_CLOEXEC))
     for section, offset in zip(sections, offsets, strict=False):
         _write(segment.descriptor, [memoryview(piece).cast("B") for piece in section], offset)
     return segment
@@ -83,6 +78,7 @@ class SegmentReader:
 
     def readinto(self, target: memoryview) -> int:
         target = memoryview(target).cast("B")[: self._end - self._offset]
+        ask_for_huge_pages(target)
         filled = 0
         while filled < len(target):
             # Other threads run meanwhile.
@@ -105,21 +101,8 @@ class SegmentReader:
         return line
 
 
-def buffer_in_segment(segment: Segment, offset: int, size: int, *, copy: bool) -> memoryview:
-    """Return a section as writable memory: the segment's own, which lives as long as its users.
-
-    :param copy: return memory of its own instead
-    """
-    if size >= _MAPPED_BYTES and not copy:
-        with contextlib.suppress(OSError):  # no descriptor left: a copy will do
-            return memoryview(map_descriptor(segment.descriptor, offset + size))[offset:]
-    target = memoryview(bytearray(size))
-    SegmentReader(segment, offset, size).readinto(target)
-    return target
-
-
 class SegmentSocket:
-    """One end of the socket over which descriptors of segments travel."""
+    """One end of the socket over which descriptors of segments and streams travel."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
@@ -128,21 +111,45 @@ class SegmentSocket:
         # While a process is being started.
         return _of_child, (DescriptorForChild(self._socket.fileno()),)
 
-    def send(self, segment: Segment) -> None:
-        """Send a segment, which stays open here."""
-        socket.send_fds(self._socket, [b"s"], [segment.descriptor])
+    def send(self, descriptor: int) -> None:
+        """Send a descriptor, which stays open here."""
+        socket.send_fds(self._socket, [b"s"], [descriptor])
 
-    def receive(self) -> Segment:
-        """Receive a segment.
+    def receive(self) -> int:
+        """Receive a descriptor.
 
         :raises EOFError: if there is none
         """
         _, descriptors, _, _ = socket.recv_fds(self._socket, 1, 1)
         if not descriptors:
-            raise EOFError("no shared memory came with the message that announced it")
-        segment = Segment(descriptors[0])
-        os.set_inheritable(segment.descriptor, False)
-        return segment
+            raise EOFError("no descriptor came with the message that announced it")
+        os.set_inheritable(descriptors[0], False)
+        return descriptors[0]
+
+    def open_stream(self, pieces: Sequence[Buffer], *, patient: bool) -> StreamWriter:
+        """Open a stream for a payload, and send the other end of it.
+
+        :param patient: whether to wait as long as the other process takes nothing
+        :raises OSError: if there are no descriptors left, or nobody is there to receive it
+        """
+        writer, theirs = open_stream(pieces, patient=patient)
+        try:
+            self.send(theirs.fileno())
+        except BaseException:
+            writer.close()
+            raise
+        finally:
+            theirs.close()
+        return writer
+
+    def receive_stream(self, on_stall: Callable[[], object] | None) -> StreamReader:
+        """Receive the end of a stream.
+
+        :param on_stall: called when nothing has come for a while
+        :raises EOFError: if there is none
+        """
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, self.receive())
+        return StreamReader(sock, on_stall)
 
     def close(self) -> None:
         self._socket.close()

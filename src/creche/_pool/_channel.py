@@ -15,6 +15,7 @@ from .._platform import (
     ParentWire,
     SegmentSocket,
     SharedNumbers,
+    StreamWriter,
     call_sockets,
     segment_sockets,
     wire_pair,
@@ -45,6 +46,12 @@ class Driver(Protocol):
     def drain(self, wire: ParentWire, then: Callable[[], object]) -> None:
         """Called by the watcher: take in what a dead worker has left; then go on in the loop."""
 
+    def when_writable(self, stream: StreamWriter, then: Callable[[], object]) -> None:
+        """Go on in the loop when a stream can be written to."""
+
+    def give_up(self, stream: StreamWriter) -> None:
+        """Close a stream that was given to :meth:`when_writable`."""
+
 
 class LoopDriver:
     """Wires belong to the event loop: nothing is between the system and the pool."""
@@ -68,6 +75,19 @@ class LoopDriver:
 
         post(self._loop, drain_in_loop)
 
+    def when_writable(self, stream: StreamWriter, then: Callable[[], object]) -> None:
+        descriptor = stream.fileno()
+
+        def on_writable() -> None:
+            self._poller.unwatch_writable(descriptor)
+            then()
+
+        self._poller.watch_writable(descriptor, on_writable)
+
+    def give_up(self, stream: StreamWriter) -> None:
+        self._poller.unwatch(stream.fileno())
+        stream.close()
+
 
 class WatcherDriver:
     """Wires belong to the watcher's thread, where event loops cannot wait for them."""
@@ -90,6 +110,23 @@ class WatcherDriver:
     def drain(self, wire: ParentWire, then: Callable[[], object]) -> None:
         wire.drain()
         post(self._loop, then)
+
+    def when_writable(self, stream: StreamWriter, then: Callable[[], object]) -> None:
+        descriptor = stream.fileno()
+        poller: Any = self._watcher.poller  # of descriptors, as there are streams
+
+        def on_writable() -> None:
+            poller.unwatch_writable(descriptor)
+            post(self._loop, then)
+
+        self.run(lambda: poller.watch_writable(descriptor, on_writable))
+
+    def give_up(self, stream: StreamWriter) -> None:
+        def close() -> None:
+            self._watcher.poller.unwatch(stream.fileno())
+            stream.close()
+
+        self.run(close)
 
 
 def driver_for(loop: EventLoop, watcher: Watcher) -> Driver:
@@ -127,7 +164,8 @@ class WorkerChannel:
             self.child_segments: SegmentSocket | None = None
             segments = segment_sockets()
             if segments is not None:
-                self.segments, self.child_segments = SegmentPort(segments[0]), segments[1]
+                ours, self.child_segments = segments
+                self.segments = SegmentPort(ours, patient=False)
                 self._child_ends.append(self.child_segments)
             undo.pop_all()
         self.send: Callable[[bytes], bool] = (
@@ -166,6 +204,14 @@ class WorkerChannel:
         self._driver.run(lambda: self.wire.send(payload))
         return True
 
+    def when_writable(self, stream: StreamWriter, then: Callable[[], object]) -> None:
+        """Go on when the worker takes more of a stream."""
+        self._driver.when_writable(stream, then)
+
+    def give_up(self, stream: StreamWriter) -> None:
+        """Close a stream of which the worker was to take more."""
+        self._driver.give_up(stream)
+
     def take_back(self) -> set[int]:
         """Take back what the worker has not received; return the numbers of these messages."""
         return set() if self._calls is None else set(map(number_of, self._calls.take_back()))
@@ -197,7 +243,7 @@ class WorkerChannel:
         """
         self.wire.forget()
         if self.segments is not None:
-            self.segments.close()
+            self.segments.forget()
         if self._calls is not None:
             self._calls.forget(child_exists=child_exists)
         if child_exists:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import CoroutineType
 from typing import Any
 
@@ -28,7 +28,6 @@ class ChunkRun:
     back.
 
     :param star: whether an item is the arguments
-    :param items: pickled as a whole
     """
 
     def __init__(
@@ -38,14 +37,15 @@ class ChunkRun:
         func: Callable[..., Any],
         star: bool,
         budget: float,
-        items: list[Any],
+        items: Sequence[Any],
     ) -> None:
         self._connection = connection
         self._caller = caller
         self._shared = connection.shared
         self._func: Callable[[Any], Any] = func if not star else lambda item: func(*item)
         self._budget = budget
-        self._items = items
+        self._count = len(items)
+        self._unbegun = iter(items)
         self._values: list[Any] = []  # not yet told
         self._errors: dict[int, BaseException] = {}  # in place of some of them
         self._done = 0
@@ -57,52 +57,55 @@ class ChunkRun:
         over = False
         while not over:
             now = self._run_until(min(last + _ANSWER_SECONDS, begin + self._budget))
-            over = (
-                self._done == len(self._items)
-                or now - begin > self._budget
-                or self._connection.out_of_memory
-            )
-            self._answer(now - last, over)
+            over = self._is_over(now - begin)
+            if self._errors or not self._send_together(self._values, over, now - last):
+                # A function may give coroutines among other values: they cannot be pickled. To look
+                # for them takes as long as a tiny item does, so it is only done here.
+                self._await_from(0)
+                now = clock()
+                over = self._is_over(now - begin)
+                self._send_with_errors(over, now - last)
+            self._values, self._errors = [], {}
             last = now
         self._shared[BEGUN] = 0  # another number is of the chunk that runs
+
+    def _is_over(self, seconds: float) -> bool:
+        return self._done == self._count or seconds > self._budget or self._connection.out_of_memory
 
     def _run_until(self, deadline: float) -> float:
         """Run items, one at least, until there is a reason to answer; return what time it is."""
         clock, func, shared = time.perf_counter, self._func, self._shared
-        items, values, done = self._items, self._values, self._done
+        values, done = self._values, self._done
         append = values.append
-        now, block = clock(), 1
-        while True:
-            last, start = now, len(values)
-            try:
-                for item in items[done : done + block]:
-                    done += 1
-                    shared[BEGUN] = done
-                    append(func(item))
-            except (SystemExit, StopRequested):
-                raise
-            except BaseException as error:
-                append(None)
-                self._fail(len(values) - 1, error)
-            if type(values[-1]) is CoroutineType:
-                self._await_from(start)
-            now = clock()
-            # An error is told at once: a worker that dies does not take it with it.
-            if now > deadline or done == len(items) or self._errors:
-                # Where the function has given some among other values.
-                if CoroutineType in set(map(type, values)):
-                    self._await_from(0)
-                    now = clock()
-                self._done = done
-                return now
-            # Looking at the clock takes as long as a tiny item does.
-            block = min(2 * block, self._max_block) if now - last < _SHORT else 1
+        last, block, look = clock(), 1, done + 1
+        try:
+            for item in self._unbegun:
+                done += 1
+                shared[BEGUN] = done
+                append(func(item))
+                if done < look:  # looking at the clock takes as long as a tiny item does
+                    continue
+                if type(values[-1]) is CoroutineType:
+                    self._await_from(len(values) - block)
+                now = clock()
+                if now > deadline or self._errors:
+                    break
+                block = min(2 * block, self._max_block) if now - last < _SHORT else 1
+                last, look = now, done + block
+        except (SystemExit, StopRequested):
+            raise
+        except BaseException as error:
+            # Told at once: a worker that dies does not take it with it.
+            append(None)
+            self._fail(len(values) - 1, error)
+        self._done = done
+        return clock()
 
     def _await_from(self, start: int) -> None:
         """Put the values of coroutines in their places."""
-        self._max_block = 1  # from here on each is awaited before the next item begins
         for index, value in enumerate(self._values[start:], start):
             if type(value) is CoroutineType:
+                self._max_block = 1  # from here on each is awaited before the next item begins
                 self._values[index] = None
                 try:
                     self._values[index] = self._caller.await_value(value)
@@ -115,17 +118,27 @@ class ChunkRun:
         self._errors[index] = error
         self._connection.check_memory(error)
 
-    def _answer(self, seconds: float, over: bool) -> None:
+    def _send_with_errors(self, over: bool, seconds: float) -> None:
+        """Answer where there are errors among the values, or what cannot be pickled."""
         values, errors = self._values, self._errors
-        self._values, self._errors = [], {}
-        each = seconds / max(1, len(values))
+        each = seconds / len(values)
         start = 0
         for index in sorted(errors):
             if index > start:
-                self._connection.send_values(values[start:index], 0, each * (index - start))
+                self._send_values(values[start:index], False, each)
             start = index + 1
             last = LAST if over and start == len(values) else 0
             self._connection.send_exception(errors[index], last, each)
         if start < len(values):
-            last = LAST if over else 0
-            self._connection.send_values(values[start:], last, each * (len(values) - start))
+            self._send_values(values[start:], over, each)
+
+    def _send_values(self, values: list[Any], last: bool, each: float) -> None:
+        """Answer for each on its own where there is one that cannot be pickled."""
+        if not self._send_together(values, last, each * len(values)):
+            for value in values[:-1]:
+                self._send_together([value], False, each)
+            self._send_together(values[-1:], last, each)
+
+    def _send_together(self, values: list[Any], last: bool, seconds: float) -> bool:
+        """Answer with one message; return whether that could be done."""
+        return self._connection.send_values(values, LAST if last else 0, seconds)

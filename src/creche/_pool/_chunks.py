@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 from .._errors import ProcessDied, ProcessTimeout, RemoteError
@@ -25,7 +25,7 @@ class ChunkOwner(Protocol):
     def add_part(self, part: Part, seconds: float) -> None:
         """Some items have ended, after so many seconds of work."""
 
-    def give_back(self, start: int, items: list[Any], *, alone: bool) -> None:
+    def give_back(self, start: int, items: Sequence[Any], *, alone: bool) -> None:
         """Some items have not begun.
 
         :param alone: whether each is to be sent on its own
@@ -50,7 +50,7 @@ class Part:
     def __init__(
         self,
         start: int,
-        items: list[Any],
+        items: Sequence[Any],
         values: list[Any] | None,
         error: BaseException | None = None,
     ) -> None:
@@ -93,7 +93,7 @@ class Chunk(PoolCall):
 
     kind = FrameKind.CHUNK
 
-    def __init__(self, owner: ChunkOwner, start: int, items: list[Any]) -> None:
+    def __init__(self, owner: ChunkOwner, start: int, items: Sequence[Any]) -> None:
         super().__init__(_NO_PAYLOAD, None, _nothing)
         self.start = start
         self.items = items

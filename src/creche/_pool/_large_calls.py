@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .._platform import Segment
+from .._platform import KeptSegment, Segment, StreamWriter
 from .._wire._messages import (
     INLINE_BYTES,
+    STREAM,
     inline,
     pack_call,
     size_of,
@@ -14,12 +15,13 @@ from .._wire._messages import (
 )
 from ._calls import PoolCall
 from ._channel import WorkerChannel
-from ._segment_payloads import COPY_IN_LOOP_BYTES
+from ._segment_payloads import COPY_IN_LOOP_BYTES, SegmentPort, is_for_stream
 from ._thread_jobs import ThreadJobs
 
 
 class LargeCallSender:
-    """Sends large calls to one worker, through shared memory where there is such a thing.
+    """Sends large calls to one worker: through a stream or shared memory, where there are such
+    things.
 
     One at a time, to a worker that has no other: what is sent of such a call cannot be taken back.
 
@@ -34,6 +36,8 @@ class LargeCallSender:
         self._jobs = jobs
         self._on_failed = on_failed
         self._unsent = False
+        self._stream: StreamWriter | None = None  # that the call travels through
+        self._waits_for_worker = False
 
     def send(self, call: PoolCall) -> bool:
         """Begin to send a call; return whether that could be begun."""
@@ -41,8 +45,11 @@ class LargeCallSender:
         size = sum(map(size_of, sections))
         self.call = call
         self._unsent = True
-        if size <= INLINE_BYTES or self._channel.segments is None:
+        port = self._channel.segments
+        if size <= INLINE_BYTES or port is None:
             begun = self._send_inline(call)
+        elif is_for_stream(sections, size):
+            begun = self._send_stream(call, port)
         elif size <= COPY_IN_LOOP_BYTES:
             begun = self._send_segment(call, self._write(call, may_keep=True))
         else:
@@ -53,8 +60,11 @@ class LargeCallSender:
         return begun
 
     def withdraw(self, call: PoolCall) -> bool:
-        """Do not send a call, if nothing of it has been sent yet; return whether that is so."""
-        if not self._unsent or self.call is not call:
+        """Send nothing more of a call; return whether nothing of it has been sent yet."""
+        if self.call is not call:
+            return False
+        self._close_stream()
+        if not self._unsent:
             return False
         self.call = None
         self._jobs.abandon(call)
@@ -64,19 +74,24 @@ class LargeCallSender:
         """The worker is done with a call."""
         if self.call is call:
             self.call = None
+            self._close_stream()
 
-    def _on_written(self, call: PoolCall, segment: Segment | None) -> None:
+    def close(self) -> None:
+        """The worker has ended."""
+        self._close_stream()
+
+    def _on_written(self, call: PoolCall, segment: Segment | KeptSegment | None) -> None:
         if not self._send_segment(call, segment):
             self._on_failed()
 
-    def _write(self, call: PoolCall, *, may_keep: bool) -> Segment | None:
+    def _write(self, call: PoolCall, *, may_keep: bool) -> Segment | KeptSegment | None:
         assert self._channel.segments is not None
         try:
             return self._channel.segments.write(call.payload.sections, may_keep=may_keep)
         except OSError:  # no shared memory left: the wire will do
             return None
 
-    def _send_segment(self, call: PoolCall, segment: Segment | None) -> bool:
+    def _send_segment(self, call: PoolCall, segment: Segment | KeptSegment | None) -> bool:
         if segment is None:
             return self._send_inline(call)
         assert self._channel.segments is not None
@@ -87,6 +102,46 @@ class LargeCallSender:
         table = table_of(call.payload.sections)
         header = pack_call(call.kind, flags, call.number, len(table))
         return self._sent(self._channel.send(header + table))
+
+    def _send_stream(self, call: PoolCall, port: SegmentPort) -> bool:
+        sections = call.payload.sections
+        try:
+            self._stream = port.open_stream(sections)
+        except OSError:  # no descriptors left, or nobody is there, which the wire will find out
+            return self._send_inline(call)
+        table = table_of(sections)
+        header = pack_call(call.kind, STREAM, call.number, len(table))
+        if not self._sent(self._channel.send(header + table)):
+            self._close_stream()
+            return False
+        self._write_stream(self._stream)
+        return True
+
+    def _write_stream(self, stream: StreamWriter) -> None:
+        if stream is self._stream:  # or it was closed meanwhile
+            self._waits_for_worker = False
+            self._jobs.run(stream, stream.write, self._on_stream_written, call_off=stream.close)
+
+    def _on_stream_written(self, stream: StreamWriter, done: bool) -> None:
+        if stream is not self._stream:
+            return
+        if done:
+            self._stream = None
+        else:
+            # The worker imports something first, or was stopped. No thread waits for that.
+            self._waits_for_worker = True
+            self._channel.when_writable(stream, lambda: self._write_stream(stream))
+
+    def _close_stream(self) -> None:
+        stream, self._stream = self._stream, None
+        waits, self._waits_for_worker = self._waits_for_worker, False
+        if stream is None:
+            return
+        if waits:
+            self._channel.give_up(stream)
+        else:
+            self._jobs.abandon(stream)
+            stream.close()
 
     def _send_inline(self, call: PoolCall) -> bool:
         flags, pieces = inline(call.payload.sections)

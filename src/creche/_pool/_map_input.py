@@ -12,6 +12,7 @@ from collections.abc import (
     Callable,
     Iterable,
     Iterator,
+    Sequence,
     Sized,
 )
 from itertools import islice
@@ -24,6 +25,10 @@ from .._loops import EventLoop, Waiter, spawn, waiter_in
 # An input may be a generator that works for its items: it must not hold up the event loop.
 _LOOK_AFTER = 64  # items, and then ever less often
 _SECONDS = 0.001
+
+# A slice of a range costs nothing, whatever its length; but a chunk that cannot be pickled is taken
+# apart, item by item, and that must not hold up the event loop either.
+_MAX_SLICE = 100_000
 
 _END: Any = object()
 
@@ -54,7 +59,7 @@ class MapInput:
         self._waiting_for_room: Waiter | None = None
         self._finished = anyio.Event()
         self._cancel_reading: Callable[[], None] | None = None
-        self._source: Iterator[Any] = iter(())
+        self._source: Iterator[Any] | range = iter(())
         if any(isinstance(iterable, AsyncIterable) for iterable in iterables):
             self._cancel_reading = spawn(loop, lambda: self._read(iterables))
         else:
@@ -70,10 +75,12 @@ class MapInput:
         """Whether there are no more items, and never will be."""
         return self._ended and not self._buffer
 
-    def take(self, size: int) -> list[Any]:
+    def take(self, size: int) -> Sequence[Any]:
         """Take the next items: at most ``size``, and fewer where they do not come quickly."""
         if self._cancel_reading is not None:
             return [self._buffer.popleft() for _ in range(min(size, len(self._buffer)))]
+        if type(self._source) is range:
+            return self._take_slice(self._source, size)
         items: list[Any] = []
         begin = time.perf_counter()
         try:
@@ -87,6 +94,13 @@ class MapInput:
         except BaseException as error:
             self._end(error)
         return items
+
+    def _take_slice(self, source: range, size: int) -> range:
+        size = min(size, _MAX_SLICE)
+        self._source = source[size:]
+        if not self._source:
+            self._end(None)
+        return source[:size]
 
     def tell_room(self) -> None:
         """There may be more room than there was."""
@@ -134,12 +148,16 @@ class MapInput:
 
 def _total(iterables: tuple[Any, ...]) -> int | None:
     if all(isinstance(iterable, Sized) for iterable in iterables):
-        return min(len(iterable) for iterable in iterables)
+        with contextlib.suppress(OverflowError):  # ranges can be longer than any list
+            return min(len(iterable) for iterable in iterables)
     return None
 
 
-def _zip_plain(iterables: tuple[Iterable[Any], ...]) -> Iterator[Any]:
-    return iter(iterables[0]) if len(iterables) == 1 else zip(*iterables, strict=False)
+def _zip_plain(iterables: tuple[Iterable[Any], ...]) -> Iterator[Any] | range:
+    if len(iterables) != 1:
+        return zip(*iterables, strict=False)
+    (iterable,) = iterables
+    return iterable if type(iterable) is range else iter(iterable)
 
 
 async def _zip_async(

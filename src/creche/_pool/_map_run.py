@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterable, Callable, Iterable
+from collections.abc import AsyncIterable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -107,7 +107,7 @@ class MapRun:
         self._sizes = ChunkSize(1 if fresh and options.chunksize is None else options.chunksize)
         self._workers = int(min(engine.options.workers, _MANY_WORKERS))
         self._taken = 0  # from the input
-        self._given_back: deque[tuple[int, list[Any]]] = deque()  # by workers
+        self._given_back: deque[tuple[int, Sequence[Any]]] = deque()  # by workers
         self._chunks: set[Chunk] = set()
         self._stopping: list[Worker] = []  # because of the map
         self._parts: dict[int, Part] = {}  # that wait for one before them, by their first index
@@ -242,7 +242,7 @@ class MapRun:
             self._submit(Chunk(self, start, items))
         self._input.tell_room()
 
-    def _take_given_back(self) -> tuple[int, list[Any]]:
+    def _take_given_back(self) -> tuple[int, Sequence[Any]]:
         start, items = self._given_back.popleft()
         size = self._sizes.next()
         if len(items) > size:
@@ -318,7 +318,7 @@ class MapRun:
         if self._deadlines is not None:
             self._deadlines.discard(chunk)
 
-    def give_back(self, start: int, items: list[Any], *, alone: bool) -> None:
+    def give_back(self, start: int, items: Sequence[Any], *, alone: bool) -> None:
         if alone:
             self._given_back.extend((start + i, [item]) for i, item in enumerate(items))
         else:

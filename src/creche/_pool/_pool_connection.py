@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import Any
 
@@ -10,6 +11,7 @@ from .._platform import (
     CallReceiver,
     ChildWire,
     SegmentSocket,
+    StreamWriter,
     lift_memory_limit,
 )
 from .._stop_request import StopRequested
@@ -24,6 +26,7 @@ from .._wire._messages import (
     LAST,
     LEAVING,
     SEGMENT,
+    STREAM,
     inline,
     pack_answer,
     sections_of,
@@ -32,7 +35,7 @@ from .._wire._messages import (
 )
 from .._wire._outcomes import bad_value_message, exception_message, failure_message
 from .._wire._payloads import Payload, Serializer, dump, dumps_plain, is_plain, load
-from ._segment_payloads import SegmentPort
+from ._segment_payloads import SegmentPort, is_for_stream
 
 
 class PoolConnection:
@@ -53,7 +56,7 @@ class PoolConnection:
         self._pid = os.getpid()
         self._wire = wire
         self._calls = calls
-        self._segments = None if segments is None else SegmentPort(segments)
+        self._segments = None if segments is None else SegmentPort(segments, patient=True)
         self.shared = shared
         self._memory_limit = memory_limit
 
@@ -78,10 +81,10 @@ class PoolConnection:
                 raise EOFError("the pool closed the connection in the middle of a call")
             pieces.append(piece)
             missing -= len(piece)
-        if not flags & SEGMENT:
+        if not flags & (SEGMENT | STREAM):
             return load(sections_of(pieces, flags), self.serializer)
         assert self._segments is not None
-        return self._segments.receive(flags).load(pieces, self.serializer)
+        return self._segments.receive(flags, pieces).load(self.serializer)
 
     def send_empty(self, kind: int) -> None:
         self._wire.write(pack_answer(kind, 0, 0.0, 0))
@@ -129,21 +132,22 @@ class PoolConnection:
         else:
             self._send(FrameKind.VALUE, payload, LAST, seconds)
 
-    def send_values(self, values: list[Any], flags: int, seconds: float) -> None:
-        """Answer for the next items of a chunk."""
+    def send_values(self, values: list[Any], flags: int, seconds: float) -> bool:
+        """Answer for the next items of a chunk.
+
+        :return: whether that was done, as it always is for one item: among several there may be one
+            that cannot be pickled
+        """
         self.leave_if_forked()
         try:
             payload = dump(values, self.serializer)
         except BaseException as error:
-            if len(values) == 1 or isinstance(error, StopRequested):
-                self._send_bad_value(values[0], error, flags, seconds)
-                return
-            # One of them it is: each on its own.
-            for value in values[:-1]:
-                self.send_values([value], 0, seconds / len(values))
-            self.send_values(values[-1:], flags, seconds / len(values))
+            if len(values) > 1 and not isinstance(error, StopRequested):
+                return False
+            self._send_bad_value(values[0], error, flags, seconds)
         else:
             self._send(FrameKind.VALUES, payload, flags, seconds, len(values))
+        return True
 
     def _send_bad_value(
         self, value: object, error: BaseException, flags: int, seconds: float
@@ -164,15 +168,16 @@ class PoolConnection:
             flags |= HEAVY
         if size > INLINE_BYTES and self._segments is not None:
             try:
-                segment = self._segments.write(sections, may_keep=self._may_keep(payload))
-            except OSError:  # no memory of that kind left
+                layout, stream = self._send_apart(self._segments, payload, size)
+            except OSError:  # no memory of that kind, or no descriptors, left
                 pass
             else:
-                flags |= self._segments.send(segment)
-                if flags & (KEEP | KEPT):
-                    self.shared[KEPT_IS_UNREAD] = 1
                 table = table_of(sections)
-                self._wire.write(pack_answer(kind, flags, seconds, len(table), items) + table)
+                header = pack_answer(kind, flags | layout, seconds, len(table), items)
+                self._wire.write(header + table)
+                if stream is not None:
+                    with contextlib.closing(stream):
+                        stream.write()  # until the pool has it, or does not want it any more
                 return
         layout, pieces = inline(sections)
         size = size_of(pieces)
@@ -182,6 +187,16 @@ class PoolConnection:
         else:
             self._wire.send([header, *pieces])
 
-    def _may_keep(self, payload: Payload) -> bool:
+    def _send_apart(
+        self, port: SegmentPort, payload: Payload, size: int
+    ) -> tuple[int, StreamWriter | None]:
+        """Send a payload apart from its message; return flags for that, and what has yet to be
+        written."""
+        if is_for_stream(payload.sections, size):
+            return STREAM, port.open_stream(payload.sections)
         # The pool reads what is heavy in a thread, which may take longer than its interest in it.
-        return not payload.heavy and not self.shared[KEPT_IS_UNREAD]
+        may_keep = not payload.heavy and not self.shared[KEPT_IS_UNREAD]
+        flags = port.send(port.write(payload.sections, may_keep=may_keep))
+        if flags & (KEEP | KEPT):
+            self.shared[KEPT_IS_UNREAD] = 1
+        return flags, None

@@ -21,10 +21,20 @@ class ThreadJobs:
     def __init__(self, loop: EventLoop, threads: WorkerThreads) -> None:
         self._loop = loop
         self._threads = threads
-        self._jobs: dict[object, set[Job]] = {}
+        self._jobs: dict[object, dict[Job, Callable[[], object] | None]] = {}
 
-    def run(self, owner: K, work: Callable[[], T], then: Callable[[K, T], object]) -> None:
-        """Run ``work`` in a thread, and ``then`` with its result in the loop. It may not raise."""
+    def run(
+        self,
+        owner: K,
+        work: Callable[[], T],
+        then: Callable[[K, T], object],
+        *,
+        call_off: Callable[[], object] | None = None,
+    ) -> None:
+        """Run ``work`` in a thread, and ``then`` with its result in the loop. It may not raise.
+
+        :param call_off: called where the job is abandoned, to end what it waits for
+        """
 
         def run() -> None:
             result = work()
@@ -33,7 +43,7 @@ class ThreadJobs:
         def finish(result: T) -> None:
             jobs = self._jobs.get(owner)
             if jobs is not None and job in jobs:
-                jobs.remove(job)
+                del jobs[job]
                 if not jobs:
                     del self._jobs[owner]
                 then(owner, result)
@@ -43,12 +53,21 @@ class ThreadJobs:
         except RuntimeError:  # no thread, and none to be had: the loop has to wait for it
             then(owner, work())
         else:
-            self._jobs.setdefault(owner, set()).add(job)
+            self._jobs.setdefault(owner, {})[job] = call_off
+
+    def give_way(self) -> None:
+        """Called by a job that waits for another process: no other job has to wait for that.
+
+        :raises RuntimeError: if it runs in the event loop, for lack of threads
+        """
+        self._threads.give_way()
 
     def abandon(self, owner: object) -> None:
         """Nobody wants to know the results any more."""
-        for job in self._jobs.pop(owner, ()):
+        for job, call_off in self._jobs.pop(owner, {}).items():
             self._threads.abandon(job)
+            if call_off is not None:
+                call_off()
 
     def abandon_all(self) -> None:
         for owner in list(self._jobs):

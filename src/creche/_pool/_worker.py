@@ -12,17 +12,16 @@ from .._errors import ProcessDied, WorkerMemoryError
 from .._loops import EventLoop, post
 from .._process import AsyncProcess
 from .._stop_policy import StopPolicy
-from .._wire._framing import BadFrameError, Buffer, Frame, FrameKind
+from .._wire._framing import BadFrameError, Frame, FrameKind
 from .._wire._messages import (
     HEAVY,
     LAST,
     LEAVING,
     SEGMENT,
+    STREAM,
     Message,
-    lengths_in,
     pack_call,
     sections_of,
-    size_of,
 )
 from .._wire._outcomes import Failure, Outcome, Value, cannot_unpickle, decode
 from .._wire._payloads import load, loader
@@ -30,7 +29,9 @@ from ._calls import CallState, PoolCall, Unbegun, Undecodable
 from ._channel import WorkerChannel
 from ._large_calls import LargeCallSender
 from ._options import PoolOptions
-from ._segment_payloads import COPY_IN_LOOP_BYTES, ReceivedSegment
+from ._segment_payloads import ReceivedPayload, is_long_copy
+from ._stream_payloads import ReceivedStream
+from ._streamed_answers import StreamedAnswers
 from ._thread_jobs import ThreadJobs
 
 _VALUE = int(FrameKind.VALUE)  # compared with each message: comparing an enum takes longer
@@ -104,6 +105,7 @@ class Worker:
         self._next_number = 0
         self._large_calls: LargeCallSender
         self._garbage: BadFrameError | None = None
+        self._streamed = StreamedAnswers(jobs, self.stop)
 
     @property
     def handle(self) -> Any:
@@ -204,7 +206,7 @@ class Worker:
             self._listener.worker_ending(self)
             self.retired = True
             self.channel.send(pack_call(FrameKind.STOP, 0, self._next_number, 0))
-            self.handle.expect_end(seconds)
+            self._expect_end(seconds)
 
     def stop(self, policy: StopPolicy | None = None) -> None:
         """Begin to stop the process, whatever it does."""
@@ -269,49 +271,66 @@ class Worker:
         _, flags, seconds, items, payload = message
         number, last = call.answers, bool(flags & LAST)
         call.answers += 1
+        received = self._receive_apart(message)
         if flags & LEAVING:
             self._on_leaving()
         if last:
             self._finished(self.calls.popleft(), seconds)
-        segment = None
-        if flags & SEGMENT:
-            assert self.channel.segments is not None
-            try:
-                segment = self.channel.segments.receive(flags)
-            except (OSError, EOFError) as error:  # no descriptor left: ours, or for it
-                call.deliver(number, last, seconds, self._cannot_unpickle(error, items))
-                return
-        if flags & HEAVY or _bytes_in(payload, segment) > COPY_IN_LOOP_BYTES:
-            self._jobs.run(
-                call,
-                lambda: self._decode(message, segment),
-                lambda call, outcome: call.deliver(number, last, seconds, outcome),
-            )
-        else:
-            outcome = self._decode(message, segment)
-            if segment is not None and segment.kept:
-                self.channel.has_read_kept()
+
+        def deliver(outcome: Outcome) -> None:
             call.deliver(number, last, seconds, outcome)
+
+        if isinstance(received, Undecodable):
+            deliver(received)
+            return
+
+        def decode() -> Outcome:
+            return self._decode(message, received)
+
+        if isinstance(received, ReceivedStream):
+            self._streamed.receive(call, received, items, decode, deliver)
+        elif flags & HEAVY or is_long_copy(payload, received):
+            self._jobs.run(call, decode, lambda _call, outcome: deliver(outcome))
+        else:
+            outcome = decode()
+            if received is not None and received.kept:
+                self.channel.has_read_kept()
+            deliver(outcome)
+
+    def _receive_apart(self, message: Message) -> ReceivedPayload | Undecodable | None:
+        """Receive what comes apart from a message, if that is so."""
+        _, flags, _, items, table = message
+        if not flags & (SEGMENT | STREAM):
+            return None
+        assert self.channel.segments is not None
+        try:
+            received = self.channel.segments.receive(flags, table, self._jobs.give_way)
+        except (OSError, EOFError) as error:  # no descriptor left: ours, or for it
+            return self._cannot_unpickle(error, items)
+        if isinstance(received, ReceivedStream):
+            self._streamed.expect(received)
+        return received
 
     def _on_leaving(self) -> None:
         """The worker ends of its own accord."""
         if self.state is WorkerState.READY:
             self.state = WorkerState.RETIRING
             self._listener.worker_ending(self)
-            self.handle.expect_end(self.handle.policy.exit_timeout)
+            self._expect_end(self.handle.policy.exit_timeout)
 
-    def _decode(self, message: Message, segment: ReceivedSegment | None) -> Outcome:
+    def _expect_end(self, seconds: float) -> None:
+        """Stop the process unless it ends by itself, in so many seconds after its last word."""
+        self._streamed.when_received(lambda: self.handle.expect_end(seconds))
+
+    def _decode(self, message: Message, received: ReceivedPayload | None) -> Outcome:
         """Make an outcome of an answer; in a thread, or in the event loop where it is small."""
         kind, flags, _, items, payload = message
         try:
             if kind in (FrameKind.VALUE, FrameKind.VALUES):
-                if segment is not None:
-                    return Value(segment.load(payload, self._serializer))
+                if received is not None:
+                    return Value(received.load(self._serializer))
                 return Value(load(sections_of(payload, flags), self._serializer))
-            if segment is not None:
-                sections = segment.sections(payload)
-            else:
-                sections = sections_of(payload, flags)
+            sections = sections_of(payload, flags) if received is None else received.sections()
         except BaseException as error:
             return self._cannot_unpickle(error, items)
         frame = Frame(FrameKind(kind), sections)
@@ -342,6 +361,7 @@ class Worker:
     # --- its end --------------------------------------------------------------------------------
 
     def _on_gone(self) -> None:
+        self._large_calls.close()
         unbegun = self._taken_back()
         begun_items = self.channel.begun_items()
         self.channel.close()
@@ -355,6 +375,7 @@ class Worker:
         self._listener.worker_gone(self, unbegun, running=bool(running))
         for call in running:
             call.died(self._death(), begun_items if call is running[0] else 0)
+        self._streamed.worker_gone(self._death)
 
     def _death(self) -> BaseException:
         """Say why a call that ran has no outcome."""
@@ -369,15 +390,9 @@ class Worker:
         if error is not None and not isinstance(error, ProcessDied):
             return error
         details = [error.detail] if error is not None and error.detail else []
-        if self.channel.cut_off:
+        if self.channel.cut_off or self._streamed.cut_off:
             details.append("it died while sending its result")
         if limit is not None:
             details.append(f"it had a memory_limit of {limit} bytes")
         exitcode = handle.exitcode if error is None else error.exitcode
         return ProcessDied(exitcode, name=name, pid=handle.pid, detail=", and ".join(details))
-
-
-def _bytes_in(payload: Buffer | list[Buffer], segment: ReceivedSegment | None) -> int:
-    if segment is not None:
-        return sum(lengths_in(payload)[0])
-    return size_of(payload if isinstance(payload, list) else [payload])

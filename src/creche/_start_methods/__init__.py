@@ -22,7 +22,6 @@ if sys.platform == "win32":
     from ._windows_popen import (
         PROCESS_TYPES,
         abort_start,
-        forget_servers_of_parent,
         own_started,
         preload_in_server,
         retire_servers,
@@ -35,7 +34,6 @@ else:
     from ._posix_start import (
         PROCESS_TYPES,
         abort_start,
-        forget_servers_of_parent,
         own_started,
         preload_in_server,
         retire_servers,
@@ -49,7 +47,6 @@ __all__ = [
     "abort_start",
     "check_start_method",
     "forget_process",
-    "forget_servers_of_parent",
     "import_main",
     "main_module_settings",
     "make_process",
@@ -82,9 +79,18 @@ def check_start_method(method: str | None) -> str:
 
 
 def get_context() -> BaseContext:
-    """The ``multiprocessing`` context of creche's own start method.
+    """Return the ``multiprocessing`` context of creche's own start method, ``"creche"``.
 
-    :raises ValueError: if this platform does not have it
+    It has what the contexts of the standard library have: ``Process``, ``Pool``, locks, queues and
+    pipes, which can be passed to its processes, and to those of :class:`AsyncProcess` under this
+    start method. ``multiprocessing.get_context("creche")`` gives the same, once creche is imported.
+
+    Its processes are joined and terminated as ever. Other than those of the standard library they
+    end with the process that started them, even if that is killed; and they see the environment,
+    the working directory, ``sys.path`` and ``sys.argv`` as they are when they are started.
+
+    :raises ValueError: if this platform does not have the start method: it is there on Linux, from
+        5.3 on
     """
     check_start_method("creche")
     return multiprocessing.get_context("creche")

@@ -129,7 +129,7 @@ def fork_server(modules: tuple[str, ...] = ()) -> PreloadingForkServer:
     return _servers[wanted]
 
 
-def forget_fork_servers() -> None:
+def _forget_fork_servers() -> None:
     """In a fork of the application: start over with servers of its own."""
     for server in _servers.values():
         server.forget()
@@ -153,3 +153,6 @@ def leave_fork_server() -> None:
     if server._forkserver_alive_fd is not None:
         os.close(server._forkserver_alive_fd)
         server._forkserver_alive_fd = None
+
+
+os.register_at_fork(after_in_child=_forget_fork_servers)

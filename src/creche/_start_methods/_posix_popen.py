@@ -19,6 +19,7 @@ import contextlib
 import os
 import signal
 import sys
+from collections.abc import Callable
 from multiprocessing import forkserver, popen_fork, popen_forkserver, popen_spawn_posix
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
@@ -41,8 +42,6 @@ class OwnedPopen(popen_fork.Popen):
     _reaped: Latch
     parent_descriptors: tuple[int, ...] = ()
     server_lost = False
-    awaits_exit_code = False
-    """Whether the child has ended, and its exit code is on the way."""
     exitcode_lost = False
     _exit_descriptor: int | None = None
 
@@ -90,6 +89,17 @@ class OwnedPopen(popen_fork.Popen):
         """The child has ended, and so has whoever knew its exit code."""
         self.exitcode_lost = True
         self._set_returncode(LOST_EXIT_CODE)
+
+    def expect_exit_code(
+        self,
+        call_later: Callable[[float, Callable[[], None]], None],
+        on_lost: Callable[[], None],
+    ) -> None:
+        """The child has ended, and somebody else has its exit code: do not wait for ever for that.
+
+        :param call_later: calls what it is given after so many seconds
+        :param on_lost: called when the exit code is given up
+        """
 
     def ask_to_stop(self) -> None:
         self.send_signal(signal.SIGTERM)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing.context
 import sys
 from collections.abc import Sequence
@@ -13,7 +14,6 @@ from .._loops import Latch
 from .._platform._parent_death import die_with_parent
 from .._platform._posix import has_pidfds, isolate_child, reset_signals
 from ._fork_server import (
-    forget_fork_servers,
     kill_fork_servers,
     leave_fork_server,
 )
@@ -52,7 +52,7 @@ _ADOPTED_POPEN_TYPES: dict[str, type[OwnedPopen]] = {"forkserver": ForkServerPop
 if sys.platform == "linux":
     from ._server._context import OwnedCrecheProcess
     from ._server._popen import ServedPopen
-    from ._server._servers import forget_servers, kill_servers, running_servers
+    from ._server._servers import kill_servers, running_servers
     from ._server._servers import retire_servers as retire_own_servers
 
     if has_pidfds():
@@ -68,7 +68,8 @@ def start(process: Any, method: str) -> OwnedPopen:
     # On the instance: the process may be of the application's own subclass.
     process._Popen = _POPEN_TYPES[method]
     try:
-        with interrupts_blocked():
+        # The server's children are out of the reach of a Ctrl-C before they are children.
+        with contextlib.nullcontext() if ties_children(method) else interrupts_blocked():
             process.start()
     finally:
         del process._Popen
@@ -97,13 +98,6 @@ def abort_start(method: str) -> None:
         kill_fork_servers()
     elif sys.platform == "linux" and method == "creche":
         kill_servers()
-
-
-def forget_servers_of_parent() -> None:
-    """In a fork of the application: start over with fork servers of its own."""
-    forget_fork_servers()
-    if sys.platform == "linux":
-        forget_servers()
 
 
 def retire_servers() -> None:

@@ -44,7 +44,6 @@ _EXIT_CODES = {TERMINATED: -signal.SIGTERM, _KILLED: -9}
 class OwnedPopen(popen_spawn_win32.Popen):
     """Waited for by one owner, and safe to end and to wait for from any thread."""
 
-    awaits_exit_code = False
     exitcode_lost = False
     returncode: int | None
     sentinel: int
@@ -61,6 +60,9 @@ class OwnedPopen(popen_spawn_win32.Popen):
     def watchable(self) -> int:
         """Return a handle that becomes ready when the child ends: that of the process."""
         return self.sentinel
+
+    def expect_exit_code(self, *_: object) -> None:
+        """Nothing: whoever has the handle has the exit code."""
 
     def reap(self, *, kill_group: bool) -> int | None:
         """Learn the exit code of a child that seems to have ended; ``None`` if it has not.
@@ -214,10 +216,6 @@ def abort_start(method: str) -> None:
 
 def preload_in_server(process: BaseProcess, modules: Sequence[str]) -> None:
     """There is no server: a process imports modules itself."""
-
-
-def forget_servers_of_parent() -> None:
-    """There are none."""
 
 
 def retire_servers() -> None:

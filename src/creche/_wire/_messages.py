@@ -4,7 +4,8 @@ A call is a header and a payload, which may travel apart from it where it is lar
 header and as many bytes as it says.
 
 A payload is a pickle; or, with :data:`BUFFERS`, a table of lengths, a pickle, and the buffers that
-it refers to; or, with :data:`SEGMENT`, the table alone, while the rest lies in shared memory.
+it refers to; or, with :data:`SEGMENT` or :data:`STREAM`, the table alone, while the rest lies in
+shared memory, or follows through a stream.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ KEEP = 32
 """The shared memory that comes with this will be used again."""
 KEPT = 64
 """The payload lies in the shared memory that was to be kept."""
+STREAM = 128
+"""The payload follows through a stream."""
 
 
 # Which of the numbers that a worker shares with its pool tells what.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 import traceback
 from collections.abc import Callable, Iterable
@@ -19,7 +20,7 @@ from .._errors import (
     describe,
 )
 from ._framing import Frame, FrameKind, Section
-from ._pickling import ArgumentHandles, dumps, loads
+from ._pickling import ArgumentHandles, NotPlain, dumps, loads, loads_plain
 
 Message = tuple[FrameKind, list[Section]]
 
@@ -187,6 +188,14 @@ def decode(
         return _decode(frame, name, pid, exitcode, load)
     except BaseException as error:  # an object that raises SystemExit while it is unpickled, say
         return Failure(cannot_unpickle("result", name, pid, error))
+
+
+def decode_plain(frame: Frame) -> Outcome | None:
+    """The outcome, where it is a value that can be unpickled on the spot."""
+    if frame.kind is FrameKind.VALUE:
+        with contextlib.suppress(NotPlain):
+            return Value(loads_plain(frame.sections))
+    return None
 
 
 def decode_started(frame: Frame, name: str, pid: int | None) -> Outcome:

@@ -128,6 +128,15 @@ def load_from(
     return pickle.Unpickler(file, buffers=buffers).load()
 
 
+def load_at_once(
+    pickled: memoryview, buffers: list[bytearray], serializer: Serializer | None
+) -> Any:
+    """Make an object of a pickle that does not take long, and the buffers that it refers to."""
+    if serializer is not None:
+        return serializer.loads(bytes(pickled))
+    return pickle.loads(pickled, buffers=buffers)
+
+
 def loader(serializer: Serializer | None) -> Callable[[Any], Any]:
     """What makes an object of a small payload that is all here."""
     return pickle.loads if serializer is None else lambda data: serializer.loads(bytes(data))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import select
 import signal
+import socket
 import sys
 import threading
 import warnings
@@ -35,6 +37,7 @@ from ._surroundings import Surroundings
 # Seconds. An answer takes a millisecond, and tens of them if there has to be a fork first.
 _PATIENCE_BEFORE_WAKING = 1.0
 _PATIENCE = 10.0
+_PATIENCE_FOR_REASONS = 0.1
 
 # A child that runs an async function needs its backend: 100 ms if each child imports Trio itself.
 _BACKEND_MODULES = ("anyio._backends._asyncio", "anyio._backends._trio")
@@ -70,14 +73,20 @@ class Server:
     """
 
     def __init__(
-        self, modules: tuple[str, ...], lifeline: Lifeline, left_to_children: dict[str, str]
+        self,
+        modules: tuple[str, ...],
+        lifeline: Lifeline,
+        left_to_children: dict[str, CannotPreload],
     ) -> None:
         self._modules = modules
         self._lifeline = lifeline
         self._lock = threading.Lock()
         self._process: ServerProcess | None = None
+        self._former: list[ServerProcess] = []
+        """Those that take no more requests, but still have children."""
         self._surroundings: Surroundings | None = None
         self._imported: list[str] = []
+        self._failures: dict[str, str] = {}
         self._left_to_children = left_to_children
         self._children_started = 0
         self._killed = False
@@ -133,10 +142,8 @@ class Server:
         if not self._lock.acquire(blocking=False):
             return False
         try:
-            if self._process is not None and self._process.has_ended():
-                self._process.reap()
-                self._process = None
-            return self._process is None
+            self._give_up_process()
+            return not self._former
         finally:
             self._lock.release()
 
@@ -147,16 +154,38 @@ class Server:
             return None
         return ForkServerStatistics(
             pid=pid,
-            modules=tuple(module for module in self._imported if module not in _OWN_MODULES),
-            left_to_children=dict(self._left_to_children),
+            modules=tuple(
+                module
+                for module in self._imported
+                if module not in _OWN_MODULES and module not in self._failures
+            ),
+            left_to_children={
+                **{module: error.reason for module, error in self._left_to_children.items()},
+                **self._failures,
+            },
             children_started=self._children_started,
             memory=memory_of(pid),
         )
 
     def forget(self) -> None:
         """In a fork of the application: let go of a server that is not ours."""
+        for process in [self._process, *self._former]:
+            if process is not None:
+                process.forget()
+
+    def _give_up_process(self) -> None:
+        """Ask it for no more children."""
         if self._process is not None:
-            self._process.forget()
+            self._process.dismiss()
+            self._former.append(self._process)
+            self._process = None
+        self._reap_former()
+
+    def _reap_former(self) -> None:
+        for process in self._former[:]:
+            if process.has_ended():
+                process.reap()
+                self._former.remove(process)
 
     def _signal(self, number: int) -> None:
         process = self._process
@@ -179,6 +208,7 @@ class Server:
         server = self._running_process()
         surroundings = Surroundings.take()
         changed = surroundings != self._surroundings
+        self._surroundings = None  # whatever becomes of the request, which may be half done
         status, servers_status = os.pipe()
         try:
             try:
@@ -186,17 +216,21 @@ class Server:
                     surroundings=surroundings.pack() if changed else b"",
                     process=process_obj,
                     status=servers_status,
-                    tracker=resource_tracker.getfd(),
-                    output=(_if_open(1), _if_open(2)),
+                    tracker=_tracker_descriptor(),
+                    output=(_if_inheritable(1), _if_inheritable(2)),
                     descriptors=descriptors,
                 )
                 send(server.sock, request.pack())
             except (BrokenPipeError, ConnectionResetError):
-                server.dismiss()
                 raise ServerDied("the fork server has died") from None
             finally:
                 os.close(servers_status)
-            answer = self._receive_answer(server, status)
+            try:
+                answer = self._receive_answer(server, status)
+            except BaseException:
+                # A KeyboardInterrupt, say: the answer must not be taken for that to the next.
+                _disown_answer(server)
+                raise
             if answer.kind is Kind.FAILED:
                 number, text = json.loads(answer.payload)
                 raise OSError(number, f"{text}, says the fork server")
@@ -221,11 +255,13 @@ class Server:
             if not ready:
                 server.signal(number)
                 ready = poller.poll(_PATIENCE * 1000)
+        if ready and ready[0][0] == status:
+            # An answer that says why may come a moment later.
+            poller.unregister(status)
+            poller.poll(_PATIENCE_FOR_REASONS * 1000)
         try:
             answer = receive(server.sock)
         except BlockingIOError:
-            if not ready:
-                server.dismiss()
             raise ServerDied("the fork server does not answer") from None
         except DescriptorsLost as error:
             # The child runs, and nobody would know when it ends.
@@ -233,7 +269,6 @@ class Server:
                 os.kill(PID.unpack(error.message.payload)[0], signal.SIGKILL)
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE)) from None
         if answer is None:
-            server.dismiss()
             raise ServerDied("the fork server has died")
         return answer
 
@@ -241,23 +276,26 @@ class Server:
 
     def _running_process(self) -> ServerProcess:
         """:raises OSError: if there is no server, and none can be started"""
+        self._reap_former()
         process = self._process
-        if process is not None:
-            if process.sock.fileno() >= 0 and not process.has_ended():
-                return process
-            process.reap()
-            self._process = None
+        if process is not None and process.is_usable():
+            return process
+        self._give_up_process()
         while True:
             process = self._process = self._start_process()
             try:
-                for module, failure in process.wait_until_ready().items():
+                self._failures = process.wait_until_ready()
+                for module, failure in self._failures.items():
                     _warn(f"cannot preload {module!r}: {failure}")
             except CannotPreload as error:
                 process.reap()
                 self._process = None
                 if self._killed or error.module == _CHILD_MODULE:
                     raise ServerDied(f"the fork server has ended: {error.reason}") from None
-                self._leave_to_children(error.module, error.reason)
+                self._leave_to_children(error)
+            except BaseException:
+                process.dismiss()
+                raise
             else:
                 return process
 
@@ -281,8 +319,11 @@ class Server:
                 {
                     "main": surroundings | main,
                     "modules": self._imported,
-                    "left_to_children": [
-                        module for module in wanted if module in self._left_to_children
+                    "imported_by_children": [
+                        module
+                        for module in wanted
+                        if module in self._left_to_children
+                        and self._left_to_children[module].starts_threads
                     ],
                 },
                 settings["sys_path"],
@@ -290,21 +331,41 @@ class Server:
         finally:
             os.close(lifeline)
 
-    def _leave_to_children(self, module: str, reason: str) -> None:
-        self._left_to_children[module] = reason
-        what = "the main module" if module == MAIN else repr(module)
+    def _leave_to_children(self, error: CannotPreload) -> None:
+        self._left_to_children[error.module] = error
+        what = "the main module" if error.module == MAIN else repr(error.module)
         _warn(
-            f"cannot preload {what} in the fork server: {reason}."
-            " Each child imports it itself, which takes longer"
+            f"cannot preload {what} in the fork server: {error.reason}."
+            " Each child that needs it imports it itself, which takes longer"
         )
 
 
-def _if_open(descriptor: int) -> int | None:
+def _disown_answer(server: ServerProcess) -> None:
+    """Nobody waits for the answer any more: there must be no child that nobody knows of."""
+    # From here on no answer can be sent, and a child that cannot send it runs nothing.
+    server.sock.shutdown(socket.SHUT_RD)
+    with contextlib.suppress(BlockingIOError, DescriptorsLost):
+        answer = receive(server.sock)
+        if answer is not None and answer.kind is Kind.STARTED:
+            (pidfd,) = answer.descriptors
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            os.close(pidfd)
+    server.dismiss()
+
+
+def _tracker_descriptor() -> int:
+    # getfd() would wake the tracker each time, to see whether it is there.
+    descriptor: int | None = resource_tracker._resource_tracker._fd
+    return resource_tracker.getfd() if descriptor is None else descriptor
+
+
+def _if_inheritable(descriptor: int) -> int | None:
+    """A standard descriptor, or ``None`` where it is closed, and its number may be another's."""
     try:
-        os.fstat(descriptor)
+        return descriptor if os.get_inheritable(descriptor) else None
     except OSError:
         return None
-    return descriptor
 
 
 def _warn(text: str) -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING
@@ -24,8 +25,10 @@ from ._spare import ReceivedDescriptor
 # What is left of multiprocessing's settings: the rest is in the Surroundings.
 _SETTINGS = frozenset({"name", "authkey", "log_to_stderr", "log_level", "start_method"})
 
-# Seconds that an exit code may be on its way: the server may have been stopped.
-_EXIT_CODE_PATIENCE = 5.0
+# Seconds that an exit code may be on its way until the server, which may have been stopped, is woken;
+# and until it is given up.
+_EXIT_CODE_LATE = 0.2
+_EXIT_CODE_LOST = 5.0
 
 # From <linux/pidfd.h>: a signal to the process group that the process has led.
 _PIDFD_SIGNAL_PROCESS_GROUP = 1 << 2
@@ -39,7 +42,7 @@ class ServedPopen(OwnedPopen):
 
     def __init__(self, process_obj: BaseProcess) -> None:
         self._descriptors: list[int] = []
-        self.awaits_exit_code = False
+        self._awaits_exit_code = False
         super().__init__(process_obj)
 
     def duplicate_for_child(self, fd: int) -> int:
@@ -55,7 +58,7 @@ class ServedPopen(OwnedPopen):
         self._keep(child.pidfd, child.status)
 
     def watchable(self) -> int:
-        return self._status if self.awaits_exit_code else self.sentinel
+        return self._status if self._awaits_exit_code else self.sentinel
 
     def reap(self, *, kill_group: bool) -> int | None:
         self.collect()
@@ -68,15 +71,27 @@ class ServedPopen(OwnedPopen):
         if self.returncode is not None or not is_readable(self.sentinel):
             return
         if not is_readable(self._status):
-            # The server is about to reap it, unless somebody has stopped the server.
-            self.awaits_exit_code = True
-            self._server.wake()
+            self._awaits_exit_code = True  # the server is about to reap it
         elif data := os.read(self._status, EXIT_CODE.size):
             self._set_returncode(EXIT_CODE.unpack(data)[0])
         elif (code := exit_code_of(self.sentinel)) is not None:  # the server has died
             self._set_returncode(code)
         else:
             self.give_up_exit_code()
+
+    def expect_exit_code(
+        self,
+        call_later: Callable[[float, Callable[[], None]], None],
+        on_lost: Callable[[], None],
+    ) -> None:
+        def give_up() -> None:
+            if self.returncode is None:
+                self.give_up_exit_code()
+                on_lost()
+
+        if self._awaits_exit_code:
+            call_later(_EXIT_CODE_LATE, self._server.wake)
+            call_later(_EXIT_CODE_LOST, give_up)
 
     def send_signal(self, number: int) -> None:
         if self.returncode is None:
@@ -112,9 +127,10 @@ class SharedServedPopen(ServedPopen):
     def wait(self, timeout: float | None = None) -> int | None:
         if self.returncode is None and connection.wait([self.sentinel], timeout):
             self.poll()
-            if self.returncode is None:
-                connection.wait([self._status], _EXIT_CODE_PATIENCE)
-                self.poll()
+            if self.returncode is None and not connection.wait([self._status], _EXIT_CODE_LATE):
+                self._server.wake()
+                connection.wait([self._status], _EXIT_CODE_LOST)
+            self.poll()
             if self.returncode is None:
                 self.give_up_exit_code()
         return self.returncode

@@ -41,7 +41,7 @@ def preload(module: str, main: dict[str, Any]) -> str | None:
     else:
         try:
             importlib.import_module(module)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             failure = f"{type(error).__name__}: {error}"
     if _has_threads() and _keeps_threads_over_fork():
         raise ThreadsStarted
@@ -54,7 +54,7 @@ def import_in_child(modules: Iterable[str]) -> None:
         if module != MAIN:  # which has a way of its own, and is reported
             try:
                 importlib.import_module(module)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 warnings.warn(f"cannot import {module!r}: {error}", RuntimeWarning, stacklevel=2)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import sys
@@ -13,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 assert sys.platform == "linux" or not TYPE_CHECKING
 
 from ..._multiprocessing import resource_tracker, spawn, util
-from .._exit_descriptor import is_readable
 from .._interrupts import interrupts_blocked
 from ._protocol import Kind, Message, receive, send
 
@@ -27,12 +27,14 @@ class CannotPreload(Exception):
 
     :param module: its name
     :param reason: what it does, in words
+    :param starts_threads: whether that is to start threads, which does no harm in a child
     """
 
-    def __init__(self, module: str, reason: str) -> None:
+    def __init__(self, module: str, reason: str, *, starts_threads: bool) -> None:
         super().__init__(module, reason)
         self.module = module
         self.reason = reason
+        self.starts_threads = starts_threads
 
 
 class ServerProcess:
@@ -51,6 +53,7 @@ class ServerProcess:
             with servers_end, interrupts_blocked():
                 self.pid = _spawn(servers_end.fileno(), lifeline, path)
             self._pidfd = _open_pidfd(self.pid)
+            self._killed = False
         except BaseException:
             self.sock.close()
             raise
@@ -71,7 +74,9 @@ class ServerProcess:
                 importing = message.payload.decode()
             elif message.kind is Kind.THREADS:
                 raise CannotPreload(
-                    message.payload.decode(), "it starts threads, which no fork would have"
+                    message.payload.decode(),
+                    "it starts threads, which no fork would have",
+                    starts_threads=True,
                 )
             else:
                 self.sock.setblocking(False)
@@ -81,16 +86,27 @@ class ServerProcess:
             raise ServerDied(
                 "the fork server ended instead of starting a child; it writes the reason to stderr"
             )
-        raise CannotPreload(importing, "the fork server ends while importing it")
+        raise CannotPreload(
+            importing, "the fork server ends while importing it", starts_threads=False
+        )
 
     def has_ended(self) -> bool:
-        return is_readable(self._pidfd)
+        poller = select.poll()
+        poller.register(self._pidfd, select.POLLIN)
+        # A process that was killed takes a moment.
+        return bool(poller.poll(1000 if self._killed else 0))
+
+    def is_usable(self) -> bool:
+        """Whether it takes requests."""
+        return self.sock.fileno() >= 0 and not self.has_ended()
 
     def signal(self, number: int) -> None:
         """Signal the server and its spare, which is in its process group until it is taken.
 
         Not after :meth:`reap`, which gives the number of the group away.
         """
+        if number == signal.SIGKILL:
+            self._killed = True
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, number)
 
@@ -99,9 +115,9 @@ class ServerProcess:
         self.sock.close()
 
     def reap(self) -> None:
-        """Collect a server that has ended; kill one that has not. Its children live on."""
+        """Collect a server that has ended, or is about to."""
         self.sock.close()
-        self.signal(signal.SIGKILL)
+        self.signal(signal.SIGKILL)  # the spare
         os.close(self._pidfd)
         with contextlib.suppress(ChildProcessError):  # somebody's waitpid(-1) was faster
             os.waitpid(self.pid, 0)

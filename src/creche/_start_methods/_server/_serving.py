@@ -10,12 +10,14 @@ import contextlib
 import errno
 import gc
 import json
+import math
 import os
 import resource
 import select
 import signal
 import socket
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 assert sys.platform == "linux" or not TYPE_CHECKING
@@ -30,6 +32,12 @@ from ._spare import Birth, be_spare, sample_process
 
 # Spares that end without a request, one after the other: a request waits for no more of them.
 _MAX_STILLBIRTHS = 3
+
+# Seconds. A fork takes one of two processors from a child that has just begun, and from whoever
+# waits for it. So it has to wait until the child has ended, if that is soon.
+_DELAY = 0.002
+
+_FOREVER = 3600.0
 
 
 def main(descriptor: int, lifeline: int) -> None:
@@ -69,16 +77,17 @@ class _Server:
         self._poller = select.poll()
         self._wanted = True
         self._spare: int | None = None
+        self._spare_due = math.inf
         self._stillbirths = 0
         self._status_pipes: dict[int, int] = {}
         self._warning_filters: tuple[bytes, ...] = ()
-        self._left_to_children: list[str] = []
+        self._imported_by_children: list[str] = []
         self._sample = sample_process()
 
     # --- before there are children ------------------------------------------------------------
 
     def run(self, settings: dict[str, Any]) -> None:
-        self._left_to_children = settings["left_to_children"]
+        self._imported_by_children = settings["imported_by_children"]
         failures = self._preload(settings["modules"], settings["main"])
         reset_signals()  # the main module may have installed handlers
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -116,9 +125,10 @@ class _Server:
         signal.set_wakeup_fd(self._wake_sender, warn_on_full_buffer=False)
         self._poller.register(self._wake_receiver, select.POLLIN)
         self._poller.register(self._from_spare, select.POLLIN)
-        self._make_spare()
+        self._poller.register(self._requests, select.POLLIN)
+        self._spare_due = time.monotonic()
         while self._wanted or self._status_pipes or self._spare is not None:
-            for descriptor, events in self._poller.poll():
+            for descriptor, events in self._poller.poll(1000 * self._time_to_spare()):
                 if descriptor == self._wake_receiver:
                     os.read(self._wake_receiver, 4096)
                     self._reap()
@@ -129,16 +139,21 @@ class _Server:
                 else:  # POLLHUP: the application has closed its end
                     self._poller.unregister(self._requests)
                     self._wanted = False
+            if self._time_to_spare() <= 0:
+                self._make_spare()
+
+    def _time_to_spare(self) -> float:
+        """Seconds until a spare is to be made."""
+        if self._spare is not None or not self._wanted:
+            return _FOREVER
+        return min(max(0.0, self._spare_due - time.monotonic()), _FOREVER)
 
     def _make_spare(self) -> None:
         try:
             self._fork_spare()
         except OSError:
             # No process ids, or no memory. That is an error when somebody asks for a child.
-            self._poller.register(self._requests, select.POLLIN)
-        else:
-            # Its end is all that is of interest, as the spare receives what comes.
-            self._poller.register(self._requests, 0)
+            self._spare_due = math.inf
 
     def _make_spare_for_request(self) -> None:
         """Somebody asks for a child, and there is no spare."""
@@ -149,8 +164,6 @@ class _Server:
             self._fork_spare()
         except OSError as error:
             self._decline_request(error)
-        else:
-            self._poller.modify(self._requests, 0)
 
     def _fork_spare(self) -> None:
         """:raises OSError: if there is none"""
@@ -161,6 +174,8 @@ class _Server:
             finally:
                 os._exit(1)  # never back into the server's loop
         self._spare = pid
+        # Its end is all that is of interest, as the spare receives what comes.
+        self._poller.modify(self._requests, 0)
 
     def _become_spare(self) -> None:
         be_spare(
@@ -178,7 +193,7 @@ class _Server:
                 descriptor_limits=self._descriptor_limits,
                 interrupt_handler=self._interrupt_handler,
                 warning_filters=self._warning_filters,
-                left_to_children=self._left_to_children,
+                imported_by_children=self._imported_by_children,
                 sample=self._sample,
                 rehearse=sys.modules["creche._child"].rehearse,
             )
@@ -195,14 +210,19 @@ class _Server:
         assert message is not None, "this process has the other end, too"
         (pid,) = PID.unpack_from(message.payload)
         (self._status_pipes[pid],) = message.descriptors
-        self._spare = None
         self._stillbirths = 0
         surroundings = message.payload[PID.size :]
         if surroundings:
             with contextlib.suppress(OSError):  # the child has told the application
                 self._warning_filters = _surroundings.apply(surroundings)
+        self._want_spare(_DELAY)
+
+    def _want_spare(self, delay: float) -> None:
+        """Make a spare after so many seconds; or as soon as there is a request."""
+        self._spare = None
         if self._wanted:
-            self._make_spare()
+            self._spare_due = time.monotonic() + delay
+            self._poller.modify(self._requests, select.POLLIN)
 
     def _reap(self) -> None:
         while True:
@@ -219,20 +239,20 @@ class _Server:
                 with contextlib.suppress(BrokenPipeError):  # nobody wants to know any more
                     os.write(pipe, EXIT_CODE.pack(os.waitstatus_to_exitcode(status)))
                 os.close(pipe)
+                self._spare_due = min(self._spare_due, time.monotonic())
             elif pid == self._spare:
-                self._spare = None
                 self._stillbirths += 1
-                if self._wanted:
-                    self._poller.register(self._requests, select.POLLIN)
+                self._want_spare(math.inf)
 
     def _decline_request(self, error: OSError) -> None:
-        with contextlib.suppress(DescriptorsLost):
+        try:
             request = receive(self._requests)
-            if request is None:
-                return  # the end of the socket will be noticed
+        except DescriptorsLost:
+            request = Message(Kind.START)
+        if request is not None:  # else the end of the socket will be noticed
+            self._answer(Kind.FAILED, json.dumps([error.errno, error.strerror]).encode())
             for descriptor in request.descriptors:
                 os.close(descriptor)
-        self._answer(Kind.FAILED, json.dumps([error.errno, error.strerror]).encode())
 
     def _answer(self, kind: Kind, payload: bytes) -> None:
         # The application has gone, or given up: the end of the socket will tell.

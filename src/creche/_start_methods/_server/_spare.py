@@ -27,6 +27,7 @@ assert sys.platform == "linux" or not TYPE_CHECKING
 
 from ..._multiprocessing import process, resource_tracker, spawn, util
 from ..._platform._parent_death import die_with_parent
+from .._exit_descriptor import is_readable
 from .._main_module import pickle_for_child
 from . import _surroundings
 from ._preloading import import_in_child
@@ -60,8 +61,8 @@ class Birth:
     descriptor_limits: tuple[int, int]
     interrupt_handler: Any
     warning_filters: tuple[bytes, ...]
-    left_to_children: Sequence[str]
-    """Modules that could not be imported in the server."""
+    imported_by_children: Sequence[str]
+    """Modules that start threads."""
     sample: bytes
     """A pickled process object like those in requests."""
     rehearse: Callable[[], None]
@@ -77,6 +78,8 @@ def be_spare(birth: Birth) -> NoReturn:
         request = _take_request(birth)
         # None where the application has no use for the server any more.
         code = 0 if request is None else _run_process(request, birth)
+    except SystemExit as error:  # of the main module, when it was imported
+        code = _exit_code(error.code)
     except Exception as error:
         sys.excepthook(type(error), error, error.__traceback__)
     finally:
@@ -100,6 +103,8 @@ def _settle_in(birth: Birth) -> None:
 
 def _rehearse(birth: Birth) -> None:
     """Do what a request leads to, for nothing: see :func:`creche._child.rehearse`."""
+    if is_readable(birth.requests.fileno()):
+        return  # somebody waits
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs, open(os.devnull, "rb") as null:
         descriptor = null.fileno()
@@ -182,12 +187,20 @@ def _load_process(request: StartRequest, birth: Birth) -> Any:
     current = process.current_process()
     current._inheriting = True  # multiprocessing refuses to start processes meanwhile
     try:
-        import_in_child(birth.left_to_children)
+        import_in_child(birth.imported_by_children)
         stream = io.BytesIO(request.process)
         spawn.prepare(pickle.load(stream))
         return pickle.load(stream)
     finally:
         del current._inheriting
+
+
+def _exit_code(code: object) -> int:
+    """What the interpreter makes of the argument of ``sys.exit``."""
+    if code is None or isinstance(code, int):
+        return code or 0
+    print(code, file=sys.stderr)
+    return 1
 
 
 def sample_process() -> bytes:

@@ -7,6 +7,7 @@ it. It is sent only when it has changed.
 from __future__ import annotations
 
 import contextlib
+import errno
 import locale
 import os
 import pickle
@@ -42,7 +43,8 @@ class Surroundings:
         """
         original_directory: str | None = process.ORIGINAL_DIR  # type: ignore[attr-defined]
         return cls(
-            environment=dict(os.environb),
+            # A copy in one step, which no other thread can disturb.
+            environment=dict(os.environb._data),  # type: ignore[attr-defined]
             directory=os.getcwd(),
             original_directory=original_directory,
             # An empty string is where the interpreter was started, as in spawned children.
@@ -62,7 +64,7 @@ def apply(packed: bytes) -> tuple[bytes, ...]:
 
     :return: the warning filters, for :func:`apply_filters` in the children: making them may import
         modules of the application's
-    :raises Exception: if it cannot be done, as the working directory is gone, say
+    :raises OSError: if it cannot be done, as the working directory is gone, say
     """
     state = pickle.loads(packed)
     zone = os.environb.get(b"TZ")
@@ -75,7 +77,10 @@ def apply(packed: bytes) -> tuple[bytes, ...]:
     sys.path[:] = state["path"]
     sys.argv[:] = state["arguments"]
     if state["locale"] != locale.setlocale(locale.LC_ALL):
-        locale.setlocale(locale.LC_ALL, state["locale"])
+        try:
+            locale.setlocale(locale.LC_ALL, state["locale"])
+        except locale.Error as error:
+            raise OSError(errno.EINVAL, f"locale {state['locale']!r}: {error}") from error
     filters: tuple[bytes, ...] = state["warning_filters"]
     return () if filters == _pack_filters(tuple(warnings.filters)) else filters
 
