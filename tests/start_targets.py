@@ -6,6 +6,7 @@ As in :mod:`support`, nothing in here depends on pytest: children import it.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import locale
 import multiprocessing
 import os
@@ -360,3 +361,28 @@ def lengths(*names: str) -> tuple[int, list[int]]:
 
 def flags() -> tuple[object, ...]:
     return tuple(sys.flags), sys.flags.dev_mode, sorted(sys._xoptions.items())
+
+
+# --- modules --------------------------------------------------------------------------------------
+
+
+def has_modules(*names: str) -> list[bool]:
+    """Whether modules are there before this function runs."""
+    return [name in sys.modules for name in names]
+
+
+def value_from(module: str) -> Any:
+    return importlib.import_module(module).VALUE
+
+
+def multiply_matrices(size: int) -> float:
+    import numpy as np
+
+    matrix = np.ones((size, size))
+    return float((matrix @ matrix)[0, 0])
+
+
+def preload_in_child(module: str) -> list[bool]:
+    creche.preload(module)
+    context = creche.get_context()
+    return [*value_of(context, has_modules, module), *has_modules(module)]
