@@ -14,8 +14,8 @@ from support import START_METHODS
 
 GUARD = 'if __name__ == "__main__":'
 
-# Runs one function in a plain process and one in creche's own, and prints what came of them. What
-# the children run, and what happens at import, is the test's.
+# Runs a function in plain processes and in creche's own, and prints what came of them. What the
+# function is, and what happens at import, is the test's.
 PROGRAM = """
 import os, signal, socket, sys, threading
 import anyio, creche, support
@@ -37,9 +37,9 @@ async def run(function):
         print(f"{{type(error).__name__}}: {{error}}")
 
 {guard}
-    for function in ({function}, {function}):
-        run_plain(function)
-        anyio.run(run, function, backend=sys.argv[1])
+    for backend in ("asyncio", "trio"):
+        run_plain({function})
+        anyio.run(run, {function}, backend=backend)
 """
 
 
@@ -61,11 +61,11 @@ OF_MAIN = "def function(number):\n    return -number\n"
 # --- that fail in children ------------------------------------------------------------------------
 
 
-def test_missing_guard(program: Program, anyio_backend: str) -> None:
+def test_missing_guard(program: Program) -> None:
     """Nothing of it is run by more than the server and the children that ask for it."""
     head = "support.append_line('imports', __name__)"
     path = program.write(source(head=head, guard="if True:"))
-    result = program.run(path, anyio_backend)
+    result = program.run(path)
     lines = [
         line for line in lines_of(result) if line.startswith(("exit code", "value", "Process"))
     ]
@@ -90,12 +90,10 @@ def test_missing_guard(program: Program, anyio_backend: str) -> None:
     ],
     ids=["raises", "sys.exit", "sys.exit-3", "os._exit", "killed"],
 )
-def test_main_fails_in_children(
-    program: Program, anyio_backend: str, head: str, exitcode: int, expected: str
-) -> None:
+def test_main_fails_in_children(program: Program, head: str, exitcode: int, expected: str) -> None:
     """As in spawned children: each of them fails the same way, whatever the server has seen."""
     path = program.write(source(head=f'if __name__ != "__main__":\n    {head}'))
-    result = program.run(path, anyio_backend)
+    result = program.run(path)
     lines = lines_of(result)
     assert lines[0::2] == [f"exit code: {exitcode}"] * 2
     for line in lines[1::2]:
@@ -108,21 +106,21 @@ def test_main_fails_in_children(
 # --- of all kinds ---------------------------------------------------------------------------------
 
 
-def test_on_the_command_line(program: Program, anyio_backend: str) -> None:
-    assert lines_of(program.run("-c", source(), anyio_backend)) == WELL
+def test_on_the_command_line(program: Program) -> None:
+    assert lines_of(program.run("-c", source())) == WELL
 
 
-def test_on_stdin(program: Program, anyio_backend: str) -> None:
-    assert lines_of(program.run("-", anyio_backend, stdin=source())) == WELL
+def test_on_stdin(program: Program) -> None:
+    assert lines_of(program.run("-", stdin=source())) == WELL
 
 
-def test_in_a_repl(program: Program, anyio_backend: str) -> None:
+def test_in_a_repl(program: Program) -> None:
     """As a user types it, and with a main module that has neither file nor spec."""
-    result = program.run("-i", "-q", "-c", "", anyio_backend, stdin=f"exec({source()!r})\n")
+    result = program.run("-i", "-q", "-c", "", stdin=f"exec({source()!r})\n")
     assert lines_of(result) == WELL
 
 
-def test_main_without_a_file(program: Program, anyio_backend: str) -> None:
+def test_main_without_a_file(program: Program) -> None:
     """As in notebooks and other hosts that run code in a module of their own making."""
     program.write(source(), "code.txt")
     host = program.write(
@@ -135,65 +133,65 @@ def test_main_without_a_file(program: Program, anyio_backend: str) -> None:
         """,
         "host.py",
     )
-    assert lines_of(program.run(host, anyio_backend)) == WELL
+    assert lines_of(program.run(host)) == WELL
 
 
-def test_package(program: Program, anyio_backend: str) -> None:
+def test_package(program: Program) -> None:
     program.write(OF_MAIN, "package/__init__.py")
     program.write(
         source(head="from package import function", function="function"), "package/__main__.py"
     )
-    assert lines_of(program.run("-m", "package", anyio_backend)) == WELL
+    assert lines_of(program.run("-m", "package")) == WELL
 
 
-def test_module_of_a_package(program: Program, anyio_backend: str) -> None:
+def test_module_of_a_package(program: Program) -> None:
     program.write("", "package/__init__.py")
     program.write(OF_MAIN, "package/other.py")
     head = f"from .other import function as other\n{OF_MAIN}"
     program.write(source(head=head, function="function"), "package/module.py")
-    assert lines_of(program.run("-m", "package.module", anyio_backend)) == WELL
+    assert lines_of(program.run("-m", "package.module")) == WELL
 
 
-def test_folder(program: Program, anyio_backend: str) -> None:
+def test_folder(program: Program) -> None:
     program.write(source(head=OF_MAIN), "folder/__main__.py")
-    assert lines_of(program.run(program.folder / "folder", anyio_backend)) == WELL
+    assert lines_of(program.run(program.folder / "folder")) == WELL
 
 
-def test_zip_file(program: Program, anyio_backend: str) -> None:
+def test_zip_file(program: Program) -> None:
     archive = program.folder / "program.pyz"
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr("inside.py", OF_MAIN)
         head = "from inside import function"
         file.writestr("__main__.py", source(head=head, function="function"))
-    assert lines_of(program.run(archive, anyio_backend)) == WELL
+    assert lines_of(program.run(archive)) == WELL
 
 
 @pytest.mark.parametrize(
     "folder",
     ["with spaces", "{braces} and %s", 'it\'s "quoted"', "ünï 雪", "back\\slash\nand newline"],
 )
-def test_folder_with_an_unusual_name(program: Program, anyio_backend: str, folder: str) -> None:
+def test_folder_with_an_unusual_name(program: Program, folder: str) -> None:
     program.write("def double(number): return 2 * number\n", f"{folder}/beside_it.py")
     head = f"import beside_it\n{OF_MAIN}"
     path = program.write(source(head=head, function="function"), f"{folder}/the program.py")
-    assert lines_of(program.run(path, anyio_backend)) == WELL
+    assert lines_of(program.run(path)) == WELL
 
 
-def test_folder_whose_name_is_no_text(program: Program, anyio_backend: str) -> None:
+def test_folder_whose_name_is_no_text(program: Program) -> None:
     folder = Path(f"{program.folder}/\udcff\udcfe")
     folder.mkdir()
     path = folder / "program.py"
     path.write_text(source(head=OF_MAIN, function="function"))
-    assert lines_of(program.run(path, anyio_backend)) == WELL
+    assert lines_of(program.run(path)) == WELL
 
 
-def test_relative_path_and_another_directory(program: Program, anyio_backend: str) -> None:
+def test_relative_path_and_another_directory(program: Program) -> None:
     """The main module is found again from where the program has gone."""
     (program.folder / "elsewhere").mkdir()
     program.write("def double(number): return 2 * number\n", "folder/beside_it.py")
     head = f"import beside_it\n{OF_MAIN}\nif __name__ == '__main__': os.chdir('elsewhere')"
     program.write(source(head=head, function="function"), "folder/program.py")
-    assert lines_of(program.run("folder/program.py", anyio_backend)) == WELL
+    assert lines_of(program.run("folder/program.py")) == WELL
 
 
 @pytest.mark.parametrize("options", ["-I", "-s -E", "-O", "-X utf8", "-X dev", "-bb", "-u"])
@@ -219,14 +217,14 @@ def test_options_of_the_interpreter(program: Program, options: str) -> None:
 # --- that do something at import ------------------------------------------------------------------
 
 
-def test_main_starts_a_thread(program: Program, anyio_backend: str) -> None:
+def test_main_starts_a_thread(program: Program) -> None:
     """It cannot be preloaded. Children import it, and the application hears of it once."""
     head = f"""
 support.append_line("imports", os.getpid())
 threading.Thread(target=threading.Event().wait, daemon=True).start()
 {OF_MAIN}"""
     path = program.write(source(head=head, function="function"))
-    result = program.run(path, anyio_backend)
+    result = program.run(path)
     assert lines_of(result) == WELL
     assert result.stderr.count("RuntimeWarning: ") == 1
     assert "cannot preload the main module in the fork server: it starts threads" in result.stderr
@@ -235,7 +233,7 @@ threading.Thread(target=threading.Event().wait, daemon=True).start()
     assert len(imports) == len(set(imports)) == 6
 
 
-def test_main_waits_for_its_thread(program: Program, anyio_backend: str) -> None:
+def test_main_waits_for_its_thread(program: Program) -> None:
     """A thread that has ended by the end of the import is none that a fork would lack."""
     head = f"""
 thread = threading.Thread(target=abs, args=(1,))
@@ -243,12 +241,12 @@ thread.start()
 thread.join()
 {OF_MAIN}"""
     path = program.write(source(head=head, function="function"))
-    result = program.run(path, anyio_backend)
+    result = program.run(path)
     assert lines_of(result) == WELL
     assert result.stderr == ""
 
 
-def test_main_changes_the_process(program: Program, anyio_backend: str) -> None:
+def test_main_changes_the_process(program: Program) -> None:
     """Whatever it does to the server at import, children are as the application is."""
     head = """
 if __name__ != "__main__":
@@ -265,23 +263,24 @@ def function(_):
     handlers = {signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGCHLD)}
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     wakeup = signal.set_wakeup_fd(-1)
-    assert (os.getcwd(), sys.argv[1:]) == (folder, [backend]), (os.getcwd(), sys.argv)
+    assert (os.getcwd(), sys.argv) == (folder, arguments), (os.getcwd(), sys.argv)
     assert "CRECHE_TESTS_VARIABLE" not in os.environ
     assert handlers == {signal.SIG_DFL}, handlers
     assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
     assert (blocked, wakeup) == (set(), -1), (blocked, wakeup)
     return 3
 """
-    head += f"\nfolder, backend = {str(program.folder)!r}, {anyio_backend!r}\n"
-    path = program.write(source(head=head, function="function"))
-    assert lines_of(program.run(path, anyio_backend)) == WELL
+    path = program.folder / "program.py"
+    head += f"\nfolder, arguments = {str(program.folder)!r}, [{str(path)!r}]\n"
+    program.write(source(head=head, function="function"))
+    assert lines_of(program.run(path)) == WELL
 
 
-def test_main_prints_at_import(program: Program, anyio_backend: str) -> None:
+def test_main_prints_at_import(program: Program) -> None:
     """What is in the server's buffers is written once, not by each child again."""
     head = f'sys.stderr.flush(); sys.stdout.write(f"imported as {{__name__}}, ")\n{OF_MAIN}'
     path = program.write(source(head=head, function="function"))
-    result = program.run(path, anyio_backend)
+    result = program.run(path)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("imported as __main__, ") == 1
     assert result.stdout.count("imported as __mp_main__, ") == 1
