@@ -226,6 +226,17 @@ class Killer:
                 self.kills += 1
 
 
+def settle(context: Any) -> None:
+    """Start processes until none of the servers that were killed is left to be reaped."""
+    deadline = time.monotonic() + TIMEOUT
+    while True:
+        assert value_of(context, abs, -1) == 1
+        statuses = [child.status() for child in psutil.Process().children()]
+        if psutil.STATUS_ZOMBIE not in statuses:
+            return
+        assert time.monotonic() < deadline, statuses
+
+
 def check_runs(path: Path, ran: list[int], total: int) -> None:
     """Nothing ran twice, and what says that it ran did."""
     counts = Counter(map(int, path.read_text().split())) if path.exists() else Counter[int]()
@@ -257,6 +268,7 @@ async def test_killed_all_the_time(tmp_path: Path, victim: str) -> None:
         assert await run_in_process(abs, -1) == 1
     assert len(ran) + len(failures) == 50
     check_runs(path, ran, 50)
+    await anyio.to_thread.run_sync(settle, creche.get_context())
 
 
 @pytest.mark.parametrize("victim", ["server", "spare"])
@@ -287,7 +299,7 @@ def test_killed_all_the_time_under_plain_processes(
         code for code in failures if not isinstance(code, OSError) and code not in (255, -9)
     ] == []
     check_runs(path, ran, 50)
-    assert value_of(context, abs, -1) == 1
+    settle(context)
 
 
 @pytest.mark.anyio
@@ -372,20 +384,14 @@ def run_attempts(
     return lines
 
 
-@pytest.mark.parametrize(("failures", "failed"), [(1, 0), (2, 1), (5, 3)])
-def test_no_process_ids_in_the_server(
-    program: Program, anyio_backend: str, failures: int, failed: int
-) -> None:
-    """The spare cannot be made, which nobody hears of; and then neither for a request.
-
-    After a request that failed it is not tried again before the next one.
-    """
+@pytest.mark.parametrize("failures", [1, 2, 5])
+def test_no_process_ids_in_the_server(program: Program, anyio_backend: str, failures: int) -> None:
+    """The spare cannot be made, which nobody hears of; and then neither for a request."""
     lines = run_attempts(program, anyio_backend, NO_PROCESS_IDS, failures, 6)
     errors = [line for line in lines if not line.startswith("value: ")]
     assert all(line.startswith("ProcessStartError: ") and EAGAIN_TEXT in line for line in errors)
     assert lines[len(errors) :] == [f"value: {number}" for number in range(len(errors), 6)]
-    assert (len(errors) > 0) == (failed > 0)
-    assert len(errors) <= failures
+    assert failures // 2 <= len(errors) <= failures
 
 
 @pytest.mark.parametrize("failures", [1, 2, 3, 4, 7])
