@@ -169,22 +169,27 @@ def test_stop_after_the_server(context: Any, announcements: Announcements, gate:
         process.close()
 
 
+@pytest.mark.parametrize("retired", [False, True], ids=["in-use", "retired"])
 def test_join_while_the_server_is_stopped(
-    context: Any, announcements: Announcements, gate: Path
+    context: Any, announcements: Announcements, gate: Path, retired: bool
 ) -> None:
     """The server knows the exit code, and is woken up to tell it."""
     process = context.Process(target=targets.hold_and_exit, args=(announcements.path, str(gate), 7))
     process.start()
     announcements.get_blocking()
     server = server_pid()
-    os.kill(server, signal.SIGSTOP)
-    try:
-        gate.write_text("")
-        process.join(TIMEOUT)
-        assert process.exitcode == 7
-    finally:
-        os.kill(server, signal.SIGCONT)
+    with creche.preload("colorsys") if retired else contextlib.nullcontext():
+        assert value_of(context, abs, -1) == 1  # from another server, where this one is retired
+        os.kill(server, signal.SIGSTOP)
+        try:
+            gate.write_text("")
+            process.join(TIMEOUT)
+            assert process.exitcode == 7
+        finally:
+            os.kill(server, signal.SIGCONT)
     process.close()
+    assert not retired or wait_until_gone(server)
+    settle(context)
 
 
 # --- killed all the time --------------------------------------------------------------------------

@@ -260,6 +260,9 @@ def child(path, code):
     support.append_line(path, "ran")
     os._exit(code)
 
+def hook(kind, error, traceback):
+    support.announce(fifo, f"{kind.__name__}: {error}")
+
 def run(path, code):
     process = creche.get_context().Process(target=child, args=(path, code))
     process.start()
@@ -268,6 +271,7 @@ def run(path, code):
 
 if __name__ == "__main__":
     path, fifo, closes, *descriptors = sys.argv[1:]
+    sys.excepthook = hook
     if closes == "later":
         run(path, 2)
         for descriptor in descriptors:
@@ -302,8 +306,10 @@ def test_closed_output(program: Program, closes: str, descriptors: str) -> None:
     )
     arguments = (launcher, script, path, fifo.path, closes, *descriptors)
     with contextlib.closing(fifo), program.running(*arguments) as application:
-        child = int(fifo.get_blocking())
+        announced = fifo.get_blocking()
+        assert announced.isdigit(), announced
         application.kill()
+        child = int(announced)
         assert wait_until_gone(child, SOON)
     lines = path.read_text().split()
     expected = ["ran", "3", "ran", "4"]

@@ -434,7 +434,7 @@ old = server().pid
 creche.preload("colorsys")
 print(*run(has_modules, "colorsys"), os.getpgid(old) == old)
 found = {each.pid: each.children_started for each in creche.fork_server_statistics()}
-assert len(found) == 2 and found[old] == 1, found
+print(len(found), found.get(old))
 assert process.is_alive()
 Path(gate).write_text("")
 process.join(60)
@@ -451,7 +451,13 @@ def test_old_server_ends_after_its_last_child(program: Program) -> None:
     path = write_old_server(program, text)
     result = program.run(path, program.folder / "gate", program.folder / "announcements")
     assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines() == ["True True", "7 True", "True", "False [False]"]
+    assert result.stdout.splitlines() == [
+        "True True",
+        "2 1",
+        "7 True",
+        "True",
+        "False [False]",
+    ]
 
 
 def test_old_server_is_no_zombie(program: Program) -> None:
