@@ -14,6 +14,7 @@ import pytest
 from scripts import Program, Result
 
 import creche
+from creche._start_methods import preloaded
 
 HEAD = """
 import gc, itertools, os, signal, sys, threading, time, warnings
@@ -122,8 +123,8 @@ def test_imported_once(program: Program, modules: Modules) -> None:
     *children, application, described = result.stdout.splitlines()
     assert children == ["True True True"] * 3
     assert application == "False False"
-    pid, *preloaded = described.split()
-    assert preloaded == ["__main__", "counted", "package.inner"]
+    pid, *names = described.split()
+    assert names == ["__main__", "counted", "package.inner"]
     for name in ("counted", "package", "package.inner"):
         assert modules.imports(name) == [int(pid)]
     assert result.stderr == ""
@@ -386,9 +387,7 @@ def test_wrong_names() -> None:
     for wrong in ("", ".relative", "..relative.more"):
         with pytest.raises(ValueError, match="is not the absolute name"):
             creche.preload("json", wrong)
-    # Nothing has come of it.
-    with creche.preload("json") as preloaded:
-        assert preloaded._added == ("json",)
+    assert preloaded() == ()
 
 
 # --- servers, old and new -------------------------------------------------------------------------
