@@ -11,14 +11,12 @@ import errno
 import fcntl
 import gc
 import json
-import math
 import os
 import resource
 import select
 import signal
 import socket
 import sys
-import time
 from typing import TYPE_CHECKING, Any
 
 assert sys.platform == "linux" or not TYPE_CHECKING
@@ -33,12 +31,6 @@ from ._spare import Birth, be_spare
 
 # Spares that end without a request, one after the other: a request waits for no more of them.
 _MAX_STILLBIRTHS = 3
-
-# Seconds. A fork takes one of two processors from a child that has just begun, and from whoever
-# waits for it. So it has to wait until the child has ended, if that is soon.
-_DELAY = 0.01
-
-_FOREVER = 3600.0
 
 
 def main(inherited_socket: int, inherited_lifeline: int) -> None:
@@ -94,7 +86,6 @@ class _Server:
         self._poller = select.poll()
         self._wanted = True
         self._spare: int | None = None
-        self._spare_due = math.inf
         self._stillbirths = 0
         self._status_pipes: dict[int, int] = {}
         self._warning_filters: tuple[bytes, ...] = ()
@@ -142,9 +133,9 @@ class _Server:
         self._poller.register(self._wake_receiver, select.POLLIN)
         self._poller.register(self._from_spare, select.POLLIN)
         self._poller.register(self._requests, select.POLLIN)
-        self._spare_due = time.monotonic()
+        self._make_spare()
         while self._wanted or self._status_pipes or self._spare is not None:
-            for descriptor, events in self._poller.poll(1000 * self._time_to_spare()):
+            for descriptor, events in self._poller.poll():
                 if descriptor == self._wake_receiver:
                     os.read(self._wake_receiver, 4096)
                     self._reap()
@@ -155,21 +146,11 @@ class _Server:
                 else:  # POLLHUP: the application has closed its end
                     self._poller.unregister(self._requests)
                     self._wanted = False
-            if self._time_to_spare() <= 0:
-                self._make_spare()
-
-    def _time_to_spare(self) -> float:
-        """Seconds until a spare is to be made."""
-        if self._spare is not None or not self._wanted:
-            return _FOREVER
-        return min(max(0.0, self._spare_due - time.monotonic()), _FOREVER)
 
     def _make_spare(self) -> None:
-        try:
+        # Without process ids, or memory, that is an error as soon as somebody asks for a child.
+        with contextlib.suppress(OSError):
             self._fork_spare()
-        except OSError:
-            # No process ids, or no memory. That is an error when somebody asks for a child.
-            self._spare_due = math.inf
 
     def _make_spare_for_request(self) -> None:
         """Somebody asks for a child, and there is no spare."""
@@ -230,13 +211,13 @@ class _Server:
         if surroundings:
             with contextlib.suppress(OSError):  # the child has told the application
                 self._warning_filters = _surroundings.apply(surroundings)
-        self._want_spare(_DELAY)
+        self._lose_spare()
+        if self._wanted:
+            self._make_spare()
 
-    def _want_spare(self, delay: float) -> None:
-        """Make a spare after so many seconds; or as soon as there is a request."""
+    def _lose_spare(self) -> None:
         self._spare = None
         if self._wanted:
-            self._spare_due = time.monotonic() + delay
             self._poller.modify(self._requests, select.POLLIN)
 
     def _reap(self) -> None:
@@ -254,10 +235,9 @@ class _Server:
                 with contextlib.suppress(BrokenPipeError):  # nobody wants to know any more
                     os.write(pipe, EXIT_CODE.pack(os.waitstatus_to_exitcode(status)))
                 os.close(pipe)
-                self._spare_due = min(self._spare_due, time.monotonic())
             elif pid == self._spare:
                 self._stillbirths += 1
-                self._want_spare(math.inf)
+                self._lose_spare()  # until there is a request
 
     def _decline_request(self, error: OSError) -> None:
         try:

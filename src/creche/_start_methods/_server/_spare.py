@@ -28,11 +28,13 @@ assert sys.platform == "linux" or not TYPE_CHECKING
 
 from ..._multiprocessing import process, resource_tracker, spawn, util
 from ..._platform._parent_death import die_with_parent
-from .._exit_descriptor import is_readable
 from .._main_module import pickle_for_child
 from . import _surroundings
 from ._preloading import import_in_child
 from ._protocol import PID, DescriptorsLost, Kind, Message, StartRequest, receive, send
+
+# Where processes are started without a pause, the next request comes sooner.
+_QUIET_SECONDS = 0.003
 
 _descriptors: Sequence[int] = ()
 
@@ -101,9 +103,14 @@ def _settle_in(birth: Birth) -> None:
 
 
 def _rehearse(birth: Birth) -> None:
-    """Do what a request leads to, for nothing: see :meth:`creche._child.ChildMain.rehearse`."""
-    if is_readable(birth.requests.fileno()):
-        return  # somebody waits
+    """Do what a request leads to, for nothing: see :meth:`creche._child.ChildMain.rehearse`.
+
+    Where one comes quickly there is no time for that.
+    """
+    poller = select.poll()
+    poller.register(birth.requests, select.POLLIN)
+    if poller.poll(1000 * _QUIET_SECONDS):
+        return
     sample: Any = BaseProcess(name="spare")
     sample.run, parents_end = birth.sample()
     popen = _SamplePopen()
