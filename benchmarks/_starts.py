@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import resource
 import subprocess
@@ -26,6 +27,10 @@ MANY = 1000
 def starts_per_second(contender: str, cores: int, seconds: float) -> float:
     """How many processes can be started, awaited and reaped in a second."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+    # As what a main module imports would be.
+    modules = ["benchmarks._cold", "benchmarks._work"]
+    creche.preload(*modules)
+    multiprocessing.set_forkserver_preload(modules)
     if contender.startswith("creche, "):
         return anyio.run(_creche_starts, seconds, backend=contender.partition(", ")[2].lower())
     start: Callable[[], object] = blocking(contender.partition(", ")[2].partition(" ")[0])

@@ -258,6 +258,13 @@ class OwnWarning(UserWarning):
     """A category that children have to import before they can be told of it."""
 
 
+# Without what readline sets behind Python's back.
+_PRINT_ENVIRONMENT = """
+import os
+print(sorted(item for item in os.environb.items() if item[0] not in (b"LINES", b"COLUMNS")))
+"""
+
+
 def surroundings() -> dict[str, Any]:
     """Everything of the interpreter's state that a child has in common with its parent."""
     from multiprocessing import process
@@ -266,7 +273,7 @@ def surroundings() -> dict[str, Any]:
     return {
         "environment": dict(os.environb),
         "of programs": subprocess.run(
-            [sys.executable, "-I", "-S", "-c", "import os; print(sorted(os.environb.items()))"],
+            [sys.executable, "-I", "-S", "-c", _PRINT_ENVIRONMENT],
             stdout=subprocess.PIPE,
             check=True,
         ).stdout,

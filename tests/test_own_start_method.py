@@ -230,9 +230,9 @@ def test_handlers_at_forks_and_exits(program: Program) -> None:
     (server,) = [found for found in events.values() if "before" in found]
     assert server.count("before") == server.count("after_in_parent")
     assert server.count("atexit-of-main") <= 1
-    # The last spare, which nobody has asked for anything.
+    # The last spare, which nobody has asked for anything, and what the server tries something with.
     rest = [found for found in events.values() if found not in (application, server, *children)]
-    assert rest in ([], [["after_in_child"]])
+    assert rest in ([], [["after_in_child"]], [["after_in_child"]] * 2)
 
 
 # --- many at once ---------------------------------------------------------------------------------

@@ -71,14 +71,20 @@ class ServedPopen(OwnedPopen):
         """See whether the child has ended, and how."""
         if self.returncode is not None or not is_readable(self.sentinel):
             return
-        if not is_readable(self._status):
+        if self._server.kernel_reaps:
+            self._set_exit_code(exit_code_of(self.sentinel))
+        elif not is_readable(self._status):
             self._awaits_exit_code = True  # the server is about to reap it
         elif data := os.read(self._status, EXIT_CODE.size):
             self._set_returncode(EXIT_CODE.unpack(data)[0])
-        elif (code := exit_code_of(self.sentinel)) is not None:  # the server has died
-            self._set_returncode(code)
-        else:
+        else:  # the server has died
+            self._set_exit_code(exit_code_of(self.sentinel))
+
+    def _set_exit_code(self, code: int | None) -> None:
+        if code is None:
             self.give_up_exit_code()
+        else:
+            self._set_returncode(code)
 
     def expect_exit_code(
         self,

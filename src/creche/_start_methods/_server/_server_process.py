@@ -49,6 +49,8 @@ class ServerProcess:
     def __init__(self, lifeline: int, settings: dict[str, Any], path: list[str]) -> None:
         self.modules: list[str] = settings["modules"]
         """What it is to import, and then what it has imported."""
+        self.kernel_reaps = False
+        """Whether the kernel reaps its children, and tells their exit codes."""
         self.children_started = 0
         self._killed = False
         self._reaped = False
@@ -84,7 +86,8 @@ class ServerProcess:
                 )
             else:
                 self.sock.setblocking(False)
-                failures: dict[str, str] = json.loads(message.payload)
+                failures: dict[str, str]
+                self.kernel_reaps, failures = json.loads(message.payload)
                 self.modules = [module for module in self.modules if module not in failures]
                 return [
                     CannotPreload(module, reason, starts_threads=False)

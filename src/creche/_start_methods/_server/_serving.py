@@ -24,6 +24,7 @@ assert sys.platform == "linux" or not TYPE_CHECKING
 from ..._multiprocessing import resource_tracker, util
 from ..._platform._parent_death import die_with_lifeline
 from ..._platform._posix import reset_signals
+from .._exit_descriptor import is_readable, let_kernel_reap
 from . import _surroundings
 from ._preloading import ThreadsStarted, preload
 from ._protocol import EXIT_CODE, PID, DescriptorsLost, Kind, Message, receive, send
@@ -87,6 +88,8 @@ class _Server:
         self._wanted = True
         self._spare: int | None = None
         self._stillbirths = 0
+        self._end_of_spare: int | None = None
+        self._kernel_reaps = False
         self._status_pipes: dict[int, int] = {}
         self._warning_filters: tuple[bytes, ...] = ()
         self._imported_by_children: list[str] = []
@@ -106,8 +109,13 @@ class _Server:
         # A descriptor for each child, however few the application may have itself.
         _, highest = self._descriptor_limits
         resource.setrlimit(resource.RLIMIT_NOFILE, (highest, highest))
-        self._answer(Kind.READY, json.dumps(failures).encode())
+        self._kernel_reaps = let_kernel_reap()
+        self._answer(Kind.READY, json.dumps([self._kernel_reaps, failures]).encode())
         self._serve()
+        if self._kernel_reaps:
+            # A child whose parent ends first is reaped by whom nobody knows, who may take his time.
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(-1, 0)
 
     def _preload(self, modules: list[str], main: dict[str, Any]) -> dict[str, str]:
         """Import the modules; return what went wrong, by module."""
@@ -126,10 +134,11 @@ class _Server:
     # --- with children ------------------------------------------------------------------------
 
     def _serve(self) -> None:
-        for descriptor in (self._wake_receiver, self._wake_sender):
-            os.set_blocking(descriptor, False)
-        signal.signal(signal.SIGCHLD, lambda _signum, _frame: None)
-        signal.set_wakeup_fd(self._wake_sender, warn_on_full_buffer=False)
+        if not self._kernel_reaps:
+            for descriptor in (self._wake_receiver, self._wake_sender):
+                os.set_blocking(descriptor, False)
+            signal.signal(signal.SIGCHLD, lambda _signum, _frame: None)
+            signal.set_wakeup_fd(self._wake_sender, warn_on_full_buffer=False)
         self._poller.register(self._wake_receiver, select.POLLIN)
         self._poller.register(self._from_spare, select.POLLIN)
         self._poller.register(self._requests, select.POLLIN)
@@ -141,6 +150,8 @@ class _Server:
                     self._reap()
                 elif descriptor == self._from_spare.fileno():
                     self._hear_spare()
+                elif descriptor == self._end_of_spare:
+                    self._mourn_spare()
                 elif events & select.POLLIN:
                     self._make_spare_for_request()
                 else:  # POLLHUP: the application has closed its end
@@ -171,6 +182,9 @@ class _Server:
             finally:
                 os._exit(1)  # never back into the server's loop
         self._spare = pid
+        with contextlib.suppress(ProcessLookupError):  # it has been taken, and is done already
+            self._end_of_spare = os.pidfd_open(pid)
+            self._poller.register(self._end_of_spare, select.POLLIN)
         # Its end is all that is of interest, as the spare receives what comes.
         self._poller.modify(self._requests, 0)
 
@@ -186,6 +200,7 @@ class _Server:
                     self._wake_receiver,
                     self._wake_sender,
                     *self._status_pipes.values(),
+                    *([] if self._end_of_spare is None else [self._end_of_spare]),
                 ],
                 descriptor_limits=self._descriptor_limits,
                 interrupt_handler=self._interrupt_handler,
@@ -205,7 +220,11 @@ class _Server:
             os._exit(1)  # this many children are too many: the application starts a new server
         assert message is not None, "this process has the other end, too"
         (pid,) = PID.unpack_from(message.payload)
-        (self._status_pipes[pid],) = message.descriptors
+        (status,) = message.descriptors
+        if self._kernel_reaps:
+            os.close(status)
+        else:
+            self._status_pipes[pid] = status
         self._stillbirths = 0
         surroundings = message.payload[PID.size :]
         if surroundings:
@@ -215,8 +234,22 @@ class _Server:
         if self._wanted:
             self._make_spare()
 
+    def _mourn_spare(self) -> None:
+        """The spare has ended; perhaps as a child of the application's."""
+        spare, end = self._spare, self._end_of_spare
+        if end is not None and not is_readable(end):
+            return  # it was the one before, whose descriptor had the same number
+        self._hear_spare()
+        if self._spare == spare:
+            self._stillbirths += 1
+            self._lose_spare()  # until there is a request
+
     def _lose_spare(self) -> None:
         self._spare = None
+        if self._end_of_spare is not None:
+            self._poller.unregister(self._end_of_spare)
+            os.close(self._end_of_spare)
+            self._end_of_spare = None
         if self._wanted:
             self._poller.modify(self._requests, select.POLLIN)
 
@@ -229,15 +262,12 @@ class _Server:
             if pid == 0:
                 return
             if pid == self._spare:
-                self._hear_spare()  # it may have been taken, and be done already
+                self._mourn_spare()
             pipe = self._status_pipes.pop(pid, None)
             if pipe is not None:
                 with contextlib.suppress(BrokenPipeError):  # nobody wants to know any more
                     os.write(pipe, EXIT_CODE.pack(os.waitstatus_to_exitcode(status)))
                 os.close(pipe)
-            elif pid == self._spare:
-                self._stillbirths += 1
-                self._lose_spare()  # until there is a request
 
     def _decline_request(self, error: OSError) -> None:
         try:
