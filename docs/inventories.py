@@ -22,6 +22,10 @@ OBJECTS: dict[str, dict[str, dict[str, str]]] = {
             "multiprocessing.process.BaseProcess": (
                 "library/multiprocessing.html#multiprocessing.Process"
             ),
+            "multiprocessing.context.BaseContext": (
+                "library/multiprocessing.html#multiprocessing.get_context"
+            ),
+            "contextlib.AbstractContextManager": "library/contextlib.html#$",
             "collections.abc.AsyncIterable": "library/collections.abc.html#$",
             "collections.abc.AsyncIterator": "library/collections.abc.html#$",
             "collections.abc.Callable": "library/collections.abc.html#$",
@@ -54,6 +58,7 @@ OBJECTS: dict[str, dict[str, dict[str, str]]] = {
                 "MemoryError",
                 "OSError",
                 "RuntimeError",
+                "RuntimeWarning",
                 "TimeoutError",
                 "TypeError",
                 "ValueError",
