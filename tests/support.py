@@ -881,17 +881,21 @@ def busy_for(seconds: float, value: Any) -> Any:
     return value
 
 
-def is_server(pid: int) -> bool:
-    """Whether this is a server that lives as long as the application, or a spare of one."""
+def library_servers() -> set[int | None]:
+    """The servers of the standard library's kind, which are reaped by the next start."""
     standard: Any = forkserver
     tracker: Any = resource_tracker
-    stock = {
+    return {
         standard._forkserver._forkserver_pid,
         *(server._forkserver_pid for server in _fork_server._servers.values()),
         tracker._resource_tracker._pid,
     }
+
+
+def is_server(pid: int) -> bool:
+    """Whether this is a server that lives as long as the application, or a spare of one."""
     own = {process.pid for process in creche_servers.server_processes()}
     try:
-        return pid in stock or os.getpgid(pid) in own
+        return pid in library_servers() or os.getpgid(pid) in own
     except ProcessLookupError:
         return False

@@ -146,6 +146,10 @@ async def test_call_is_cancelled_while_its_result_is_sent(released_first: bool) 
             assert pool.statistics().restarts == 0
 
 
+def is_stopped(pid: int) -> bool:
+    return psutil.Process(pid).status() == psutil.STATUS_STOPPED
+
+
 async def test_workers_are_stopped_while_they_send() -> None:
     """Neither do others wait for that, nor is anything lost."""
     with anyio.fail_after(TIMEOUT):
@@ -166,6 +170,8 @@ async def test_workers_are_stopped_while_they_send() -> None:
                     pids = [worker.handle.pid for worker in workers if worker._streamed._streams]
                     for pid in pids:
                         os.kill(pid, signal.SIGSTOP)
+                    # A process that is sending is stopped when it comes back from the kernel.
+                    await until(lambda: all(map(is_stopped, pids)))
                     release()
                     async with open_pool(1) as other:
                         assert await other.run(targets.echo, bytes(SIZE)) == bytes(SIZE)
@@ -190,6 +196,7 @@ async def test_timeout_while_a_stopped_worker_sends() -> None:
                     group.start_soon(run)
                     await until(lambda: receiving(pool))
                     os.kill(pid, signal.SIGSTOP)
+                    await until(lambda: is_stopped(pid))
                     release()
     assert not psutil.pid_exists(pid)
 

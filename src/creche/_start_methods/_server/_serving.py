@@ -150,10 +150,11 @@ class _Server:
                     self._reap()
                 elif descriptor == self._from_spare.fileno():
                     self._hear_spare()
-                elif descriptor == self._end_of_spare:
-                    self._mourn_spare()
+                elif descriptor != self._requests.fileno():
+                    self._hear_of_end()
                 elif events & select.POLLIN:
-                    self._make_spare_for_request()
+                    if self._spare is None:
+                        self._make_spare_for_request()
                 else:  # POLLHUP: the application has closed its end
                     self._poller.unregister(self._requests)
                     self._wanted = False
@@ -182,8 +183,11 @@ class _Server:
             finally:
                 os._exit(1)  # never back into the server's loop
         self._spare = pid
-        with contextlib.suppress(ProcessLookupError):  # it has been taken, and is done already
+        try:
             self._end_of_spare = os.pidfd_open(pid)
+        except ProcessLookupError:  # gone already
+            self._lose_dead_spare()
+        else:
             self._poller.register(self._end_of_spare, select.POLLIN)
         # Its end is all that is of interest, as the spare receives what comes.
         self._poller.modify(self._requests, 0)
@@ -234,11 +238,14 @@ class _Server:
         if self._wanted:
             self._make_spare()
 
-    def _mourn_spare(self) -> None:
+    def _hear_of_end(self) -> None:
+        # Or of that of the spare before, which we have heard of otherwise.
+        if self._end_of_spare is not None and is_readable(self._end_of_spare):
+            self._lose_dead_spare()
+
+    def _lose_dead_spare(self) -> None:
         """The spare has ended; perhaps as a child of the application's."""
-        spare, end = self._spare, self._end_of_spare
-        if end is not None and not is_readable(end):
-            return  # it was the one before, whose descriptor had the same number
+        spare = self._spare
         self._hear_spare()
         if self._spare == spare:
             self._stillbirths += 1
@@ -262,7 +269,7 @@ class _Server:
             if pid == 0:
                 return
             if pid == self._spare:
-                self._mourn_spare()
+                self._lose_dead_spare()
             pipe = self._status_pipes.pop(pid, None)
             if pipe is not None:
                 with contextlib.suppress(BrokenPipeError):  # nobody wants to know any more
