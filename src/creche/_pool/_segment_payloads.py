@@ -14,14 +14,13 @@ from .._platform import (
     SegmentSocket,
     StreamReader,
     StreamWriter,
-    fresh_memory,
     keep_segment,
     write_segment,
 )
 from .._wire._framing import Buffer, Section
 from .._wire._messages import KEEP, KEPT, SEGMENT, STREAM, lengths_in, offsets_of, size_of
 from .._wire._payloads import Serializer, load_at_once, load_from
-from ._stream_payloads import ReceivedStream, pieces_for_stream
+from ._stream_payloads import ReceivedStream, pieces_for_stream, read_fresh
 
 # Copying that takes longer than a millisecond is not for an event loop.
 COPY_IN_LOOP_BYTES = 1536 * 1024
@@ -173,13 +172,13 @@ class ReceivedSegment:
         """
         with contextlib.closing(self._segment):
             pickled, *others = self._readers()
-            buffers = [self._read(*other) for other in others]
+            buffers = [read_fresh(*other) for other in others]
             return load_from(*pickled, buffers, serializer)
 
     def sections(self) -> list[Section]:
         """Copy the sections of the payload."""
         with contextlib.closing(self._segment):
-            return [[self._read(*reader)] for reader in self._readers()]
+            return [[read_fresh(*reader)] for reader in self._readers()]
 
     def _readers(self) -> list[tuple[SegmentReader, int]]:
         """Return what each section can be read from, and how large it is."""
@@ -188,11 +187,6 @@ class ReceivedSegment:
             (SegmentReader(self._segment, offset, length), length)
             for offset, length in zip(offsets_of(lengths), lengths, strict=False)
         ]
-
-    def _read(self, reader: SegmentReader, size: int) -> memoryview:
-        memory = fresh_memory(size)
-        reader.readinto(memory)
-        return memory
 
 
 class ReceivedKeptSegment:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .._platform import StreamReader, fresh_memory
+from .._platform import SegmentReader, StreamReader, fresh_memory
 from .._wire._framing import Buffer, Section
 from .._wire._messages import lengths_in
 from .._wire._payloads import Serializer, load_from
@@ -14,6 +14,13 @@ from .._wire._payloads import Serializer, load_from
 def pieces_for_stream(sections: Sequence[Section]) -> list[Buffer]:
     """Put a payload in the order in which it is needed: what a pickle refers to comes before it."""
     return [piece for section in (*sections[1:], sections[0]) for piece in section]
+
+
+def read_fresh(reader: SegmentReader | StreamReader, size: int) -> memoryview:
+    """Read so many bytes into memory of their own."""
+    memory = fresh_memory(size)
+    reader.readinto(memory)
+    return memory
 
 
 class ReceivedStream:
@@ -51,7 +58,7 @@ class ReceivedStream:
         """Receive the sections of the payload."""
         with self._reader.reading():
             size, buffers = self._read_buffers()
-            sections: list[Section] = [[self._read(size)]]
+            sections: list[Section] = [[read_fresh(self._reader, size)]]
             sections.extend([buffer] for buffer in buffers)
             return sections
 
@@ -59,9 +66,4 @@ class ReceivedStream:
         """Read what comes before the pickle; return how large that is, too."""
         lengths, _ = lengths_in(self._table)
         self._size = sum(lengths)
-        return lengths[0], [self._read(length) for length in lengths[1:]]
-
-    def _read(self, size: int) -> memoryview:
-        memory = fresh_memory(size)
-        self._reader.readinto(memory)
-        return memory
+        return lengths[0], [read_fresh(self._reader, length) for length in lengths[1:]]

@@ -72,10 +72,11 @@ def exit_descriptor_or(pipe: int, pid: int) -> int:
     return pipe if descriptor is None else descriptor
 
 
-def is_readable(descriptor: int) -> bool:
+def is_readable(descriptor: int, timeout: float = 0.0) -> bool:
+    """Whether a descriptor can be read, or is within ``timeout`` seconds."""
     poller = select.poll()
     poller.register(descriptor, select.POLLIN)
-    return bool(poller.poll(0))
+    return bool(poller.poll(1000 * timeout))
 
 
 def let_kernel_reap() -> bool:
@@ -99,8 +100,7 @@ def let_kernel_reap() -> bool:
             os.close(wait)
         if pidfd is not None:
             try:
-                select.select([pidfd], [], [], 1.0)
-                if exit_code_of(pidfd) == 7:
+                if is_readable(pidfd, 1.0) and exit_code_of(pidfd) == 7:
                     return True
             finally:
                 os.close(pidfd)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -31,6 +33,17 @@ class MainModuleExited(Exception):
     """The main module left through ``sys.exit`` while it was being imported."""
 
 
+@contextlib.contextmanager
+def inheriting() -> Iterator[None]:
+    """In a child that is not ready yet: have ``multiprocessing`` refuse to start processes."""
+    current = process.current_process()
+    current._inheriting = True
+    try:
+        yield
+    finally:
+        del current._inheriting
+
+
 _failure: Exception | None = None
 
 
@@ -42,14 +55,11 @@ def import_main(settings: dict[str, Any]) -> None:
     """
     if _failure is not None:
         raise _failure
-    current = process.current_process()
-    current._inheriting = True  # multiprocessing refuses to start processes meanwhile
     try:
-        spawn.prepare(settings)
+        with inheriting():
+            spawn.prepare(settings)
     except SystemExit as error:
         raise MainModuleExited(f"sys.exit({error.code!r})") from error
-    finally:
-        del current._inheriting
 
 
 def import_main_in_server(settings: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ without a name, whose descriptor is the last one of the message.
 from __future__ import annotations
 
 import enum
+import json
 import os
 import socket
 import struct
@@ -67,6 +68,11 @@ class Message:
     kind: Kind
     payload: bytes = b""
     descriptors: Sequence[int] = ()
+
+
+def failed(error: OSError) -> Message:
+    """Say why there is no child."""
+    return Message(Kind.FAILED, json.dumps([error.errno, error.strerror]).encode())
 
 
 class DescriptorsLost(Exception):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
 import signal
 import socket
 import sys
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 assert sys.platform == "linux" or not TYPE_CHECKING
 
 from ..._multiprocessing import resource_tracker, spawn, util
+from .._exit_descriptor import is_readable
 from .._interrupts import interrupts_blocked
 from ._protocol import Kind, Message, receive, send
 
@@ -102,10 +102,8 @@ class ServerProcess:
         )
 
     def has_ended(self) -> bool:
-        poller = select.poll()
-        poller.register(self._pidfd, select.POLLIN)
         # A process that was killed takes a moment.
-        return bool(poller.poll(1000 if self._killed else 0))
+        return is_readable(self._pidfd, 1.0 if self._killed else 0.0)
 
     def is_usable(self) -> bool:
         """Whether it takes requests."""

@@ -27,7 +27,7 @@ from ..._platform._posix import reset_signals
 from .._exit_descriptor import is_readable, let_kernel_reap
 from . import _surroundings
 from ._preloading import ThreadsStarted, preload
-from ._protocol import EXIT_CODE, PID, DescriptorsLost, Kind, Message, receive, send
+from ._protocol import EXIT_CODE, PID, DescriptorsLost, Kind, Message, failed, receive, send
 from ._spare import Birth, be_spare
 
 # Spares that end without a request, one after the other: a request waits for no more of them.
@@ -110,7 +110,8 @@ class _Server:
         _, highest = self._descriptor_limits
         resource.setrlimit(resource.RLIMIT_NOFILE, (highest, highest))
         self._kernel_reaps = let_kernel_reap()
-        self._answer(Kind.READY, json.dumps([self._kernel_reaps, failures]).encode())
+        ready = json.dumps([self._kernel_reaps, failures]).encode()
+        self._answer(Message(Kind.READY, ready))
         self._serve()
         if self._kernel_reaps:
             # A child whose parent ends first is reaped by whom nobody knows, who may take his time.
@@ -121,11 +122,11 @@ class _Server:
         """Import the modules; return what went wrong, by module."""
         failures = {}
         for module in modules:
-            self._answer(Kind.IMPORTING, module.encode())
+            self._answer(Message(Kind.IMPORTING, module.encode()))
             try:
                 failure = preload(module, main)
             except ThreadsStarted:
-                self._answer(Kind.THREADS, module.encode())
+                self._answer(Message(Kind.THREADS, module.encode()))
                 os._exit(0)  # not waiting for the threads
             if failure is not None:
                 failures[module] = failure
@@ -282,11 +283,11 @@ class _Server:
         except DescriptorsLost:
             request = Message(Kind.START)
         if request is not None:  # else the end of the socket will be noticed
-            self._answer(Kind.FAILED, json.dumps([error.errno, error.strerror]).encode())
+            self._answer(failed(error))
             for descriptor in request.descriptors:
                 os.close(descriptor)
 
-    def _answer(self, kind: Kind, payload: bytes) -> None:
+    def _answer(self, message: Message) -> None:
         # The application has gone, or given up: the end of the socket will tell.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            send(self._requests, Message(kind, payload))
+            send(self._requests, message)

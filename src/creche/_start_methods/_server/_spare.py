@@ -11,7 +11,6 @@ import atexit
 import contextlib
 import errno
 import io
-import json
 import os
 import pickle
 import resource
@@ -28,10 +27,11 @@ assert sys.platform == "linux" or not TYPE_CHECKING
 
 from ..._multiprocessing import process, resource_tracker, spawn, util
 from ..._platform._parent_death import die_with_parent
-from .._main_module import pickle_for_child
+from .._exit_descriptor import is_readable
+from .._main_module import inheriting, pickle_for_child
 from . import _surroundings
 from ._preloading import import_in_child
-from ._protocol import PID, DescriptorsLost, Kind, Message, StartRequest, receive, send
+from ._protocol import PID, DescriptorsLost, Kind, Message, StartRequest, failed, receive, send
 
 # Where processes are started without a pause, the next request comes sooner.
 _QUIET_SECONDS = 0.003
@@ -107,9 +107,7 @@ def _rehearse(birth: Birth) -> None:
 
     Where one comes quickly there is no time for that.
     """
-    poller = select.poll()
-    poller.register(birth.requests, select.POLLIN)
-    if poller.poll(1000 * _QUIET_SECONDS):
+    if is_readable(birth.requests.fileno(), _QUIET_SECONDS):
         return
     sample: Any = BaseProcess(name="spare")
     sample.run, parents_end = birth.sample()
@@ -186,7 +184,7 @@ def _take_request(birth: Birth) -> StartRequest | None:
 
 
 def _decline(birth: Birth, error: OSError) -> None:
-    send(birth.requests, Message(Kind.FAILED, json.dumps([error.errno, error.strerror]).encode()))
+    send(birth.requests, failed(error))
 
 
 def _adopt_surroundings(request: StartRequest, birth: Birth) -> None:
@@ -214,15 +212,11 @@ def _run_process(request: StartRequest, birth: Birth) -> int:
 def _load_process(request: StartRequest, birth: Birth) -> Any:
     global _descriptors
     _descriptors = request.descriptors
-    current = process.current_process()
-    current._inheriting = True  # multiprocessing refuses to start processes meanwhile
-    try:
+    with inheriting():
         import_in_child(birth.imported_by_children)
         stream = io.BytesIO(request.process)
         spawn.prepare(pickle.load(stream))
         return pickle.load(stream)
-    finally:
-        del current._inheriting
 
 
 def _exit_code(code: object) -> int:
