@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+import json
 import statistics
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -51,6 +54,17 @@ def in_turn(
             if number >= warm_up:
                 samples[name].append(value)
     return {name: statistics.median(values) for name, values in samples.items()}
+
+
+def in_fresh_process(module: str, expression: str) -> dict[str, float]:
+    """Evaluate ``expression`` in another interpreter, with the names of a module of benchmarks."""
+    code = (
+        f"import anyio, json, sys; from benchmarks.{module} import *;"
+        f"json.dump({expression}, sys.stdout)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True)
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
 
 
 def rows_with_ratios(

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import threading
 import time
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -16,10 +14,15 @@ import psutil
 
 import creche
 
-from ._measuring import Row, Table
+from ._measuring import Row, Table, in_fresh_process
 from ._work import noop, sleep_for_ever
 
 COUNTS = (1, 50, 100, 200)
+
+
+async def until_running(children: Sequence[creche.AsyncProcess[Any]]) -> None:
+    while any(child.state is not creche.ProcessState.RUNNING for child in children):
+        await anyio.sleep(0.01)
 
 
 async def creche_sleepers(count: int, tasks: Any, stack: list[Any]) -> None:
@@ -27,8 +30,7 @@ async def creche_sleepers(count: int, tasks: Any, stack: list[Any]) -> None:
     await nursery.__aenter__()
     stack.append(nursery)
     children = [nursery.start_soon(sleep_for_ever) for _ in range(count)]
-    while any(child.state is not creche.ProcessState.RUNNING for child in children):
-        await anyio.sleep(0.01)
+    await until_running(children)
 
 
 async def anyio_sleepers(count: int, tasks: Any, stack: list[Any]) -> None:
@@ -69,13 +71,9 @@ async def cost(contender: str, count: int) -> dict[str, float]:
 
 
 def cost_in_fresh_process(contender: str, backend: str, count: int) -> dict[str, float]:
-    code = (
-        "import anyio, json, sys; from benchmarks._scale import cost;"
-        f"json.dump(anyio.run(cost, {contender!r}, {count}, backend={backend!r}), sys.stdout)"
+    return in_fresh_process(
+        "_scale", f"anyio.run(cost, {contender!r}, {count}, backend={backend!r})"
     )
-    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True)
-    costs: dict[str, float] = json.loads(done.stdout)
-    return costs
 
 
 def measure() -> list[Table]:

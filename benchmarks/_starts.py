@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import resource
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 
@@ -17,7 +14,8 @@ import psutil
 import creche
 
 from ._cold import blocking
-from ._measuring import Row, Table
+from ._measuring import Row, Table, in_fresh_process
+from ._scale import until_running
 from ._work import noop, sleep_for_ever
 
 TASKS = 4
@@ -68,8 +66,7 @@ async def many_alive(count: int) -> dict[str, float]:
     began = time.perf_counter()
     async with creche.open_nursery(stop=creche.StopPolicy(grace=0)) as nursery:
         children = [nursery.start_soon(sleep_for_ever) for _ in range(count)]
-        while any(child.state is not creche.ProcessState.RUNNING for child in children):
-            await anyio.sleep(0.01)
+        await until_running(children)
         started = time.perf_counter() - began
         (server,) = creche.fork_server_statistics()
         sizes = [psutil.Process(child.pid).memory_full_info().pss for child in children[:20]]
@@ -89,22 +86,11 @@ async def one_alive() -> dict[str, float]:
     async with creche.AsyncProcess(
         target=sleep_for_ever, stop=creche.StopPolicy(grace=0)
     ) as process:
-        while process.state is not creche.ProcessState.RUNNING:
-            await anyio.sleep(0.01)
+        await until_running([process])
         (server,) = creche.fork_server_statistics()
         child = psutil.Process(process.pid).memory_full_info()
         await process.kill()
     return {"child": float(child.pss), "own": float(child.uss), "server": float(server.memory or 0)}
-
-
-def _in_fresh_process(expression: str) -> dict[str, float]:
-    code = (
-        "import anyio, json, sys; from benchmarks._starts import *;"
-        f"json.dump({expression}, sys.stdout)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True)
-    found: dict[str, float] = json.loads(done.stdout)
-    return found
 
 
 CONTENDERS = (
@@ -121,7 +107,9 @@ def measure(seconds: float) -> list[Table]:
     tables = []
     for cores in (1, 2):
         rates = {
-            name: _in_fresh_process(f"{{'rate': starts_per_second({name!r}, {cores}, {seconds})}}")
+            name: in_fresh_process(
+                "_starts", f"{{'rate': starts_per_second({name!r}, {cores}, {seconds})}}"
+            )
             for name in CONTENDERS
         }
         floor = rates["multiprocessing, fork (blocking)"]["rate"]
@@ -137,8 +125,8 @@ def measure(seconds: float) -> list[Table]:
             )
         )
     mib = 1024 * 1024
-    many = _in_fresh_process(f"anyio.run(many_alive, {MANY})")
-    one = _in_fresh_process("anyio.run(one_alive)")
+    many = in_fresh_process("_starts", f"anyio.run(many_alive, {MANY})")
+    one = in_fresh_process("_starts", "anyio.run(one_alive)")
     over = (one["child"] - one["server"]) / mib
     tables.append(
         Table(
