@@ -51,11 +51,30 @@ def killed_in_vain(name: str, pid: int, kill_timeout: float) -> ProcessStuckErro
     )
 
 
-def ended_before_running(name: str, pid: int | None, exitcode: int) -> ProcessStartError:
-    return ProcessStartError(
-        f"{describe(name, pid)} ended with exit code {exitcode} before it could run its function;"
-        " it wrote the reason to stderr"
-    )
+def died(
+    name: str,
+    pid: int | None,
+    exitcode: int | None,
+    *,
+    ran: bool,
+    garbage: Exception | None,
+    cut_off: bool,
+) -> ProcessError:
+    """Say how a process ended that gave no outcome.
+
+    :param ran: whether it may have got as far as to its function
+    :param garbage: what was wrong with what it has sent
+    :param cut_off: whether what came last is the beginning of something
+    """
+    if garbage is not None:
+        return wrote_garbage(name, pid, garbage)
+    if not ran and exitcode is not None and exitcode > 0:
+        return ProcessStartError(
+            f"{describe(name, pid)} ended with exit code {exitcode} before it could run its"
+            " function; it wrote the reason to stderr"
+        )
+    detail = "it died while sending its result" if cut_off else ""
+    return ProcessDied(exitcode, name=name, pid=pid, detail=detail)
 
 
 def wrote_garbage(name: str, pid: int | None, garbage: Exception) -> SerializationError:

@@ -18,7 +18,8 @@ from collections.abc import Callable
 from typing import Any
 
 from . import _failures
-from ._errors import ProcessDied, ProcessError
+from ._conversation import Conversation
+from ._errors import ProcessError
 from ._inbox import Inbox
 from ._launching import start_child
 from ._lifecycle import Event, ProcessState, next_state
@@ -26,6 +27,7 @@ from ._loops import Latch
 from ._platform import ParentWire
 from ._runtime import Runtime
 from ._start_methods import abort_start, forget_process, own_started
+from ._starter import Claim
 from ._stop_policy import StopPolicy
 from ._stopping import StoppableChild, Stopper
 from ._watcher import Timer
@@ -39,6 +41,7 @@ class ProcessHandle:
     :param method: its start method
     :param call: what it runs; ``None`` where the process object brings its own ``run``
     :param timeout: seconds from the start after which it is stopped, or ``None``
+    :param conversation: what the child says while it runs
     """
 
     def __init__(
@@ -49,11 +52,13 @@ class ProcessHandle:
         call: Call | None,
         policy: StopPolicy,
         timeout: float | None,
+        conversation: Conversation,
     ) -> None:
         self.process = process
         self.method = method
         self.policy = policy
         self.timeout = timeout
+        self.conversation = conversation
         self.state = ProcessState.CREATED
         self.pid: int | None = None
         self.exitcode: int | None = None
@@ -75,7 +80,7 @@ class ProcessHandle:
         self._stopper: Stopper | None = None
         self._stop_when_launched: StopPolicy | None = None
         self._owned = False
-        self._start_claims = [None]
+        self._start_claim = Claim()  # to start the process, or to see that it never is
         self._timed_out = False
         self._stopping = False
         self._timers: list[Timer] = []
@@ -104,7 +109,7 @@ class ProcessHandle:
         runtime.live.add(self)
         if self.timeout is not None:
             runtime.watcher.call_soon(self._start_timeout)
-        self._claim_start()
+        self._start_claim.take()
         self._launch(lambda: own_started(self.process))
 
     def stop(self, policy: StopPolicy) -> None:
@@ -152,6 +157,7 @@ class ProcessHandle:
         """In a fork of this process: close our copies of what belongs to its parent."""
         if self.on_forget is not None:
             self.on_forget()
+        self.conversation.forget()
         if self._wire is not None:
             self._wire.forget()
         if self._popen is not None:
@@ -168,18 +174,10 @@ class ProcessHandle:
         assert self._maybe_runtime is not None, "the process was not started"
         return self._maybe_runtime
 
-    def _claim_start(self) -> bool:
-        """Whether it is the caller's to start the process, or to see that it never is."""
-        try:
-            self._start_claims.pop()  # by one thread only
-        except IndexError:
-            return False
-        return True
-
     # --- in the starter thread ----------------------------------------------------------------
 
     def _start(self, backend: str) -> None:
-        if self._claim_start():
+        if self._start_claim.take():
             self._launch(lambda: self._make_child(backend))
 
     def _launch(self, start_process: Callable[[], Any]) -> None:
@@ -202,6 +200,7 @@ class ProcessHandle:
             call=call,
             backend=backend,
             lifeline=self._runtime.lifeline,
+            logs=self.conversation.log_settings(),
             on_wire=self._set_wire,
         )
 
@@ -221,9 +220,9 @@ class ProcessHandle:
         watcher = self._runtime.watcher
         self._stopper = Stopper(watcher, StoppableChild(self._popen, self._wire), self._give_up)
         if self._wire is not None:
-            self._inbox = Inbox(
-                self, watcher, self._runtime.picklers, self.process.name, self._popen.pid
-            )
+            self.conversation.open(self._wire, self._settle_if_known)
+            name, pid = self.process.name, self._popen.pid
+            self._inbox = Inbox(self, self._runtime, self.conversation, name, pid)
             self._wire.attach(watcher.poller, self._inbox.receive)
         if self._stop_when_launched is not None:
             self._stopper.stop(self._stop_when_launched)
@@ -298,7 +297,7 @@ class ProcessHandle:
         if self.finished.is_set():
             return
         self._stopping = True
-        if self._claim_start():
+        if self._start_claim.take():
             self._not_started(_failures.stopped_before_start(self.process.name))
         elif self.exitcode is not None:
             self._expect_unpickled()
@@ -350,21 +349,19 @@ class ProcessHandle:
 
     def _death(self) -> ProcessError:
         """Say how a process ended that gave no outcome."""
-        name, pid, exitcode = self.process.name, self.pid, self._known_exitcode
-        if self._inbox is None:
-            return ProcessDied(exitcode, name=name, pid=pid)
-        if self._inbox.error is not None:
-            return _failures.wrote_garbage(name, pid, self._inbox.error)
-        never_ran = self.state is ProcessState.STARTED and not self.stop_requested
-        if never_ran and exitcode is not None and exitcode > 0:
-            return _failures.ended_before_running(name, pid, exitcode)
-        detail = "it died while sending its result" if self._inbox.cut_off else ""
-        return ProcessDied(exitcode, name=name, pid=pid, detail=detail)
+        return _failures.died(
+            self.process.name,
+            self.pid,
+            self._known_exitcode,
+            ran=self.state is ProcessState.RUNNING or self.stop_requested or self._inbox is None,
+            garbage=None if self._inbox is None else self._inbox.error,
+            cut_off=self._inbox is not None and self._inbox.cut_off,
+        )
 
     def _settle_if_known(self) -> None:
         """The process has ended: its outcome is known when all that it has said is unpickled."""
         inbox = self._inbox
-        if self.exitcode is None or (inbox is not None and inbox.busy):
+        if self.exitcode is None or (inbox is not None and inbox.busy) or self.outcome is not None:
             return
         if inbox is not None and inbox.outcome is not None:
             self._settle(inbox.outcome)
@@ -387,6 +384,7 @@ class ProcessHandle:
         if self._stopper is not None:
             self._stopper.close()
         self.outcome = outcome
+        self.conversation.close()
         self.state = next_state(self.state, Event.END, self.process.name)
         self._runtime.live.discard(self)
         self._set_all_latches()

@@ -11,6 +11,7 @@ import anyio
 from anyio.abc import TaskGroup, TaskStatus
 
 from ._errors import ProcessDied, ProcessStartError, ProcessStateError, describe
+from ._log_forwarding import LogTarget, check_log_target
 from ._process import AsyncProcess
 from ._run import name_after
 from ._stop_policy import StopPolicy, check_stop_policy
@@ -27,6 +28,7 @@ def open_nursery(
     limiter: anyio.CapacityLimiter | None = None,
     stop: StopPolicy | None = None,
     start_method: str | None = None,
+    logs: LogTarget = False,
 ) -> ProcessNursery:
     """Return a :class:`ProcessNursery`, to be used in ``async with``.
 
@@ -34,8 +36,10 @@ def open_nursery(
         as are started
     :param stop: how its processes are stopped
     :param start_method: as for :class:`AsyncProcess`
+    :param logs: as for :class:`AsyncProcess`
+    :raises TypeError: if ``stop`` or ``logs`` is of a wrong type
     """
-    return ProcessNursery(limiter=limiter, stop=stop, start_method=start_method)
+    return ProcessNursery(limiter=limiter, stop=stop, start_method=start_method, logs=logs)
 
 
 class ProcessNursery:
@@ -53,10 +57,12 @@ class ProcessNursery:
         limiter: anyio.CapacityLimiter | None,
         stop: StopPolicy | None,
         start_method: str | None,
+        logs: LogTarget,
     ) -> None:
         self._limiter = limiter
         self._stop = check_stop_policy(stop)
         self._start_method = start_method
+        self._logs = check_log_target(logs)
         self._task_group: TaskGroup = anyio.create_task_group()
         self._processes: dict[AsyncProcess[Any], None] = {}
         self._open = False
@@ -79,6 +85,7 @@ class ProcessNursery:
         name: str | None = None,
         timeout: float | None = None,
         stop: StopPolicy | None = None,
+        logs: LogTarget | None = None,
     ) -> AsyncProcess[T]: ...
 
     @overload
@@ -89,6 +96,7 @@ class ProcessNursery:
         name: str | None = None,
         timeout: float | None = None,
         stop: StopPolicy | None = None,
+        logs: LogTarget | None = None,
     ) -> AsyncProcess[T]: ...
 
     def start_soon(
@@ -98,6 +106,7 @@ class ProcessNursery:
         name: str | None = None,
         timeout: float | None = None,
         stop: StopPolicy | None = None,
+        logs: LogTarget | None = None,
     ) -> AsyncProcess[Any]:
         """Start ``func(*args)`` in a process of its own, soon.
 
@@ -106,11 +115,12 @@ class ProcessNursery:
         :param name: the name of the process; by default ``func``'s name and a number
         :param timeout: seconds that the process may run
         :param stop: how the process is stopped, instead of the nursery's own policy
+        :param logs: what becomes of its log records, instead of what the nursery does with them
         :return: the process. It can be awaited for its result in the block; after the block it has
             its ``return_value``
         :raises ProcessStateError: if the nursery is not open
         """
-        process = self._make_process(func, args, name, timeout, stop)
+        process = self._make_process(func, args, name, timeout, stop, logs)
         self._task_group.start_soon(self._run, process, name=process.name)
         return process
 
@@ -121,6 +131,7 @@ class ProcessNursery:
         name: str | None = None,
         timeout: float | None = None,
         stop: StopPolicy | None = None,
+        logs: LogTarget | None = None,
     ) -> Any:
         """Start ``func(*args)`` in a process of its own, and wait until it says that it is ready.
 
@@ -134,7 +145,7 @@ class ProcessNursery:
         :raises ProcessStartError: if the child ends without calling ``started()``
         :raises ProcessStateError: if the nursery is not open
         """
-        process = self._make_process(func, args, name, timeout, stop)
+        process = self._make_process(func, args, name, timeout, stop, logs)
         outcome = await self._task_group.start(self._run_until_ready, process, name=process.name)
         if isinstance(outcome, Failure):
             raise outcome.exception
@@ -169,6 +180,7 @@ class ProcessNursery:
         name: str | None,
         timeout: float | None,
         stop: StopPolicy | None,
+        logs: LogTarget | None,
     ) -> AsyncProcess[Any]:
         if not self._open:
             raise ProcessStateError("this nursery is not open: no processes can be started in it")
@@ -179,6 +191,7 @@ class ProcessNursery:
             timeout=timeout,
             stop=self._stop if stop is None else stop,
             start_method=self._start_method,
+            logs=self._logs if logs is None else logs,
         )
         if name is None:
             name_after(process, func)

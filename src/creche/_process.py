@@ -12,10 +12,12 @@ from typing import Any, TypeVar, overload
 import anyio
 import anyio.lowlevel
 
+from ._conversation import Conversation
 from ._durations import check_timeout
 from ._errors import ProcessClosedError, ProcessStartError, ProcessStateError
 from ._handle import ProcessHandle
 from ._lifecycle import ProcessState
+from ._log_forwarding import LogTarget, check_log_target
 from ._loops import EventLoop, backend_of, current_loop
 from ._process_facts import ProcessFacts
 from ._runtime import runtime
@@ -59,6 +61,10 @@ class AsyncProcess(ProcessFacts[T_co]):
     :param timeout: seconds after which a process that still runs its target is stopped; its outcome
         is a :exc:`ProcessTimeout` then
     :param stop: how the process is stopped
+    :param logs: ``True`` has the log records of the child handled here, by the loggers of the same
+        names, in the order in which they were made and by their levels here; a logger has all of
+        them handled by that one. They are handled in a thread, and before the process is said to
+        have ended. By default the child's loggers are its own affair
     :raises ValueError: if ``timeout`` is negative or NaN, ``group`` is not ``None``, or there is no
         such start method
     :raises TypeError: if an argument is of a wrong type
@@ -77,6 +83,7 @@ class AsyncProcess(ProcessFacts[T_co]):
         start_method: str | None = None,
         timeout: float | None = None,
         stop: StopPolicy | None = None,
+        logs: LogTarget = False,
     ) -> None: ...
 
     @overload
@@ -92,6 +99,7 @@ class AsyncProcess(ProcessFacts[T_co]):
         start_method: str | None = None,
         timeout: float | None = None,
         stop: StopPolicy | None = None,
+        logs: LogTarget = False,
     ) -> None: ...
 
     @overload
@@ -107,6 +115,7 @@ class AsyncProcess(ProcessFacts[T_co]):
         start_method: str | None = None,
         timeout: float | None = None,
         stop: StopPolicy | None = None,
+        logs: LogTarget = False,
     ) -> None: ...
 
     def __init__(
@@ -121,6 +130,7 @@ class AsyncProcess(ProcessFacts[T_co]):
         start_method: str | None = None,
         timeout: float | None = None,
         stop: StopPolicy | None = None,
+        logs: LogTarget = False,
     ) -> None:
         if group is not None:
             raise ValueError("group must be None: there are no process groups of that kind yet")
@@ -136,6 +146,7 @@ class AsyncProcess(ProcessFacts[T_co]):
                 call=Call(target or _do_nothing, tuple(args), dict(kwargs)),
                 policy=check_stop_policy(stop),
                 timeout=check_timeout(timeout),
+                conversation=Conversation(check_log_target(logs)),
             )
         )
 
@@ -146,6 +157,7 @@ class AsyncProcess(ProcessFacts[T_co]):
         *,
         timeout: float | None = None,
         stop: StopPolicy | None = None,
+        logs: LogTarget = False,
     ) -> AsyncProcess[None]:
         """Adopt a ready-made ``multiprocessing`` process, started or not.
 
@@ -157,6 +169,7 @@ class AsyncProcess(ProcessFacts[T_co]):
         :param process: the process object
         :param timeout: as for :class:`AsyncProcess`; counts from the start, or from now
         :param stop: as for :class:`AsyncProcess`
+        :param logs: as for :class:`AsyncProcess`; has no effect where it was started before
         :raises TypeError: if it is not a ``multiprocessing`` process
         :raises ProcessStateError: if it belongs to another process, or was closed
         """
@@ -173,6 +186,7 @@ class AsyncProcess(ProcessFacts[T_co]):
             call=None,
             policy=check_stop_policy(stop),
             timeout=check_timeout(timeout),
+            conversation=Conversation(check_log_target(logs)),
         )
         wrapper: AsyncProcess[None] = AsyncProcess.__new__(AsyncProcess)
         wrapper._set_up(handle)
@@ -256,6 +270,7 @@ class AsyncProcess(ProcessFacts[T_co]):
                 # Gone before it is finished: it was killed in vain.
                 await self._handle.gone.wait()
             self._handle.check_gone()
+            await self._handle.conversation.wait_over()
         else:
             await anyio.lowlevel.checkpoint()
         return self._outcome()
@@ -316,6 +331,7 @@ class AsyncProcess(ProcessFacts[T_co]):
         async with _StopUnlessDone(self):
             await self._handle.gone.wait()
         self._handle.check_gone()
+        await self._handle.conversation.wait_over()
 
     def close(self) -> None:
         """Release what the object holds. It cannot be used any more then.
@@ -354,6 +370,7 @@ class AsyncProcess(ProcessFacts[T_co]):
             machinery = runtime()
         except (OSError, RuntimeError) as error:  # no descriptors, or no threads left
             raise ProcessStartError(f"cannot start {self._who()}: {error}") from error
+        self._handle.conversation.begin(loop, machinery)
         self._handle.start(machinery, backend_of(loop))
         self._loop = loop
 
@@ -417,6 +434,7 @@ class AsyncProcess(ProcessFacts[T_co]):
             self._handle.stop(policy)
             with anyio.CancelScope(shield=True):
                 await self._handle.gone.wait()
+            await self._handle.conversation.wait_over()
             self._handle.check_gone()
 
     def _check_loop(self) -> None:

@@ -11,6 +11,7 @@ import anyio.lowlevel
 
 from ._durations import check_timeout
 from ._errors import ProcessTimeout
+from ._log_forwarding import LogTarget, check_log_target
 from ._platform import usable_cpus
 from ._process import AsyncProcess
 from ._stop_policy import StopPolicy
@@ -49,6 +50,7 @@ async def run_in_process(
     stop: StopPolicy | None = None,
     start_method: str | None = None,
     limiter: anyio.CapacityLimiter | None = None,
+    logs: LogTarget = False,
 ) -> T: ...
 
 
@@ -61,6 +63,7 @@ async def run_in_process(
     stop: StopPolicy | None = None,
     start_method: str | None = None,
     limiter: anyio.CapacityLimiter | None = None,
+    logs: LogTarget = False,
 ) -> T: ...
 
 
@@ -72,6 +75,7 @@ async def run_in_process(
     stop: StopPolicy | None = None,
     start_method: str | None = None,
     limiter: anyio.CapacityLimiter | None = None,
+    logs: LogTarget = False,
 ) -> Any:
     """Call ``func(*args)`` in a fresh process of its own; return its value or raise its error.
 
@@ -89,6 +93,7 @@ async def run_in_process(
     :param start_method: as for :class:`AsyncProcess`
     :param limiter: bounds how many processes run at once. By default, all calls in an event loop
         share :func:`current_default_run_limiter`
+    :param logs: as for :class:`AsyncProcess`
     :raises Exception: whatever ``func`` raises, and all that :meth:`AsyncProcess.result` raises
     """
     process: AsyncProcess[Any] = AsyncProcess(
@@ -98,6 +103,7 @@ async def run_in_process(
         timeout=timeout,
         stop=stop,
         start_method=start_method,
+        logs=logs,
     )
     if name is None:
         name_after(process, func)
@@ -117,6 +123,7 @@ def in_process(
     stop: StopPolicy | None = None,
     start_method: str | None = None,
     limiter: anyio.CapacityLimiter | None = None,
+    logs: LogTarget = False,
 ) -> _InProcess:
     """Decorate a module-level function so that every call of it runs in a process of its own::
 
@@ -130,7 +137,12 @@ def in_process(
     """
     check_timeout(timeout)
     return _InProcess(
-        timeout=timeout, name=name, stop=stop, start_method=start_method, limiter=limiter
+        timeout=timeout,
+        name=name,
+        stop=stop,
+        start_method=start_method,
+        limiter=limiter,
+        logs=check_log_target(logs),
     )
 
 

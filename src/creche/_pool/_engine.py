@@ -258,6 +258,7 @@ class PoolEngine:
             name=f"{options.name}-worker-{number}",
             stop=options.stop,
             start_method=options.start_method,
+            logs=options.logs,
         )
         preload_in_server(process._handle.process, options.preload)
         worker = Worker(number, process, scheduler, self.loop, options, self.jobs)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .._durations import check_duration
+from .._log_forwarding import LogTarget, check_log_target
 from .._platform import usable_cpus
 from .._start_methods import check_start_method
 from .._stop_policy import StopPolicy, check_stop_policy
@@ -31,6 +32,7 @@ class PoolOptions:
     preload: tuple[str, ...]
     stop: StopPolicy
     start_method: str
+    logs: LogTarget
     name: str
 
 
@@ -49,6 +51,7 @@ def check_options(
     preload: Sequence[str],
     stop: StopPolicy | None,
     start_method: str | None,
+    logs: LogTarget,
     name: str,
 ) -> PoolOptions:
     """Check the arguments of :func:`creche.open_pool`.
@@ -94,6 +97,7 @@ def check_options(
         preload=tuple(preload),
         stop=check_stop_policy(stop),
         start_method=check_start_method(start_method),
+        logs=check_log_target(logs),
         name=name,
     )
 

@@ -11,6 +11,7 @@ import anyio
 
 from .._durations import check_timeout
 from .._errors import ProcessStateError, ProcessTimeout
+from .._log_forwarding import LogTarget
 from .._loops import waiter_in
 from .._stop_policy import StopPolicy
 from .._wire._outcomes import Failure, Value
@@ -46,6 +47,7 @@ def open_pool(
     preload: Sequence[str] = (),
     stop: StopPolicy | None = None,
     start_method: str | None = None,
+    logs: LogTarget = False,
     name: str | None = None,
 ) -> ProcessPool:
     """Return a :class:`ProcessPool`, to be used in ``async with``.
@@ -74,6 +76,8 @@ def open_pool(
     :param preload: names of modules to import once, in the fork server, for all workers
     :param stop: how workers are stopped
     :param start_method: as for :class:`AsyncProcess`
+    :param logs: as for :class:`AsyncProcess`, for all workers. The last records of a call may be
+        handled shortly after the call has ended
     :param name: the name of the pool, with which those of its workers begin
     :raises ValueError: if an argument is out of its range
     :raises TypeError: if an argument is of a wrong type
@@ -97,6 +101,7 @@ def open_pool(
             preload=preload,
             stop=stop,
             start_method=start_method,
+            logs=logs,
             name=f"pool-{next(_numbers)}" if name is None else name,
         )
     )
