@@ -108,6 +108,8 @@ class ParentRequests:
             raise
         finally:
             self._waiting.pop(number, None)
+            if self._leader is None:  # left by the caller, or offered to it in vain
+                self._offer_lead()
 
     def _wait(self, line: _Line, replies: SimpleQueue[Message | None]) -> Message | None:
         """Wait for a reply, or for the lead; nothing where something else has happened."""
@@ -115,10 +117,16 @@ class ParentRequests:
         try:
             with self._stop.deferring():
                 leads = self._take_lead(blocking=True)
-            while leads and replies.empty() and not self._ended:
+            if not leads:
+                return replies.get()
+            while not self._ended:
+                while not replies.empty():
+                    reply = replies.get()
+                    if reply is not None:
+                        return reply
                 line.wait_readable()
                 line.receive()
-            return None if leads and self._ended else replies.get()
+            return None
         finally:
             if leads:
                 with self._stop.deferring():
@@ -151,10 +159,12 @@ class ParentRequests:
     def _hand_over(self) -> None:
         with self._lock:
             self._leads -= 1
-            if self._leads:
-                return
-            self._leader = None
-        self._wake_all()
+            if not self._leads:
+                self._leader = None
+
+    def _offer_lead(self) -> None:
+        for deliver in list(self._waiting.values())[:1]:
+            deliver(None)
 
     def _receive(self, messages: list[Message] | None) -> None:
         """Take replies; or nothing, where something else has happened that waiters should see."""

@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 
 from ._loop_poller import loop_poller
-from ._loops import EventLoop, Latch, loop_context, post_in, spawn
+from ._loops import EventLoop, Latch, loop_context, post, post_in, spawn
 from ._platform import ParentWire
 from ._wire._framing import BadFrameError, FrameKind, Section
 from ._wire._outcomes import exception_message, failure_message, value_message
@@ -61,7 +61,7 @@ class RequestServer:
 
     def open_line(self, sock: socket.socket) -> None:
         """The process has opened a line to the event loop."""
-        if not self._post(lambda: self._attach(sock)):
+        if not post(self._loop, lambda: self._attach(sock)):
             sock.close()
 
     def receive(self, section: Section) -> None:
@@ -112,7 +112,7 @@ class RequestServer:
         try:
             for message in self._messages.feed(data):
                 check_request(message)
-                self._serve(message)
+                self._context.run(self._serve, message)
         except BadFrameError:
             data = b""  # of no use any more, which the child sees when it is closed
         if not data:
