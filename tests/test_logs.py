@@ -85,7 +85,7 @@ async def test_records_in_order(
 
 async def test_every_way_of_starting(collector: Collector) -> None:
     await run_in_process(targets.log_all, 1, logs=True)
-    await in_process(logs=True)(targets.log_all)(1)
+    await targets.log_decorated(1)
     async with open_nursery(logs=True) as nursery:
         nursery.start_soon(targets.log_all, 1)
         nursery.start_soon(targets.log_all, 5, logs=False)

@@ -105,8 +105,9 @@ class RequestServer:
         if self._closed or self._line is not None:
             sock.close()
             return
-        self._line = ParentWire(sock)
-        self._line.attach(loop_poller(self._loop), self._receive_line)
+        make: Any = ParentWire  # of sockets, as there are lines
+        self._line = line = make(sock)
+        line.attach(loop_poller(self._loop), self._receive_line)
 
     def _receive_line(self, data: bytes) -> None:
         try:

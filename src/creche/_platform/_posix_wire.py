@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable
 from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
 
 from .._wire._framing import Buffer
 from ._selector_poller import DescriptorPoller
+
+assert sys.platform != "win32" or not TYPE_CHECKING
 
 # Most messages are small. Large reads come from fresh memory each, and pay with big ones alone.
 _SMALL_READ_BYTES = 64 * 1024
