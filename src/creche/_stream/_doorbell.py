@@ -75,9 +75,10 @@ class Doorbell:
 
     def _pump(self, loop: EventLoop, on_ring: Callable[[], object]) -> Callable[[], None]:
         """Where event loops cannot wait for any descriptor, but can for sockets."""
-        wait_readable: Any = getattr(anyio, "wait_readable", None)
+        names: Any = anyio
+        wait_readable = getattr(names, "wait_readable", None)
         if wait_readable is None:  # before anyio 4.7
-            wait_readable = anyio.wait_socket_readable  # type: ignore[attr-defined]  # pyright: ignore
+            wait_readable = names.wait_socket_readable
 
         async def pump() -> None:
             with contextlib.suppress(anyio.ClosedResourceError, OSError):

@@ -10,7 +10,7 @@ from .._errors import SerializationError
 from .._platform import SharedNumbers
 from .._wire._payloads import Payload
 from ._doorbell import Doorbell
-from ._parcels import WHOLE_BYTES, cut, encode, lay_out
+from ._parcels import WHOLE_BYTES, ItemPickler, cut, lay_out
 from ._ring import HEAVY, MORE, PLAIN, TABLE, RingWriter
 
 
@@ -25,6 +25,7 @@ class Outlet:
         self.doorbell = doorbell
         self.forked = False
         """Whether this process is a fork that the generator has made, and came back from."""
+        self._encode = ItemPickler().encode
         self._writer = RingWriter(memory.bytes, doorbell.ring)
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._on_fork)
@@ -51,7 +52,7 @@ class Outlet:
         :raises SerializationError: if it cannot be
         """
         try:
-            return encode(item)
+            return self._encode(item)
         except Exception as error:
             kind = type(item)
             raise SerializationError(

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copyreg
+import io
 import pickle
+from collections import ChainMap
 from collections.abc import Callable
+from multiprocessing import connection
 from typing import Any
 
 from .._platform import fresh_memory
@@ -31,29 +35,62 @@ _AT_ONCE = frozenset({int, float, complex, bool, type(None), str})
 _BYTES = frozenset({bytes, bytearray})
 
 
-def encode(item: Any) -> bytes | Payload:
-    """Pickle an item: what is small and simple in one piece.
+class ItemPickler:
+    """Pickles one item after the other."""
 
-    :raises Exception: whatever the item's own methods raise
-    """
-    kind = type(item)
-    if kind in _AT_ONCE:
-        data = pickle.dumps(item, 5)
-        return data if len(data) <= WHOLE_BYTES else Payload([[data]], heavy=False)
-    if kind in _BYTES and len(item) > _LARGE_BYTES:
-        return dump(item, None)
-    buffers: list[pickle.PickleBuffer] = []
-    try:
-        data = pickle.dumps(item, 5, buffer_callback=buffers.append)
+    def __init__(self) -> None:
+        # Used again and again, as making them takes longer than pickling a small item does.
+        self._file = io.BytesIO()
+        self._buffers: list[pickle.PickleBuffer] = []
+        self._pickler = _Pickler(self._file, 5, buffer_callback=self._buffers.append)
+
+    def encode(self, item: Any) -> bytes | Payload:
+        """Pickle an item: what is small and simple in one piece.
+
+        :raises Exception: whatever the item's own methods raise
+        """
+        kind = type(item)
+        if kind in _AT_ONCE:
+            data = pickle.dumps(item, 5)
+            return data if len(data) <= WHOLE_BYTES else Payload([[data]], heavy=False)
+        if kind in _BYTES and len(item) > _LARGE_BYTES:
+            return dump(item, None)  # refers to its memory
+        self._buffers.clear()
+        self._file.seek(0)
+        self._file.truncate()
+        self._pickler.clear_memo()
+        try:
+            self._pickler.dump(item)
+        finally:
+            self._pickler.clear_memo()  # which keeps alive what is in it
+        data = self._file.getvalue()
+        buffers = self._buffers
         if len(buffers) > _MANY_BUFFERS:
             buffers.clear()
             data = pickle.dumps(item, 5)
-    except Exception:  # a type that multiprocessing knows how to send, perhaps
-        return dump(item, None)
-    heavy = len(data) > _HEAVY_BYTES
-    if buffers or heavy:
-        return Payload([[data], *([buffer.raw()] for buffer in buffers)], heavy)
-    return data
+        heavy = len(data) > _HEAVY_BYTES
+        if not buffers and not heavy:
+            return data
+        sections: list[Section] = [[data]]
+        sections.extend([buffer.raw()] for buffer in buffers)
+        return Payload(sections, heavy)
+
+
+def _refuse(connection: Any) -> Any:
+    """A connection is a number in its process. (:mod:`multiprocessing` can send it, with a thread
+    from which the receiver fetches it, which would hold up the event loop.)"""
+    raise TypeError(f"a {type(connection).__name__} belongs to its process")
+
+
+_CONNECTIONS = [
+    getattr(connection, name)
+    for name in ("Connection", "PipeConnection")  # the other is for Windows
+    if hasattr(connection, name)
+]
+
+
+class _Pickler(pickle.Pickler):
+    dispatch_table: Any = ChainMap(dict.fromkeys(_CONNECTIONS, _refuse), copyreg.dispatch_table)
 
 
 def lay_out(payload: Payload) -> tuple[list[memoryview], int]:

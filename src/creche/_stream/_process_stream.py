@@ -150,7 +150,7 @@ class ProcessStream(ObjectReceiveStream[T_co]):
         self._call = (func, *args)
         # Made now, to check the options; its target is put in when there is something to connect.
         self._process: AsyncProcess[None] = AsyncProcess(
-            name=name, timeout=timeout, stop=stop, start_method=start_method
+            target=None, name=name, timeout=timeout, stop=stop, start_method=start_method
         )
         if name is None:
             name_after(self._process, func)
@@ -360,9 +360,7 @@ class ProcessStream(ObjectReceiveStream[T_co]):
 
     def _kill(self) -> None:
         policy = self._handle.policy
-        self._handle.stop(
-            StopPolicy(grace=0, group=policy.group, kill_timeout=policy.kill_timeout)
-        )
+        self._handle.stop(StopPolicy(grace=0, group=policy.group, kill_timeout=policy.kill_timeout))
 
     def _check_usable(self) -> None:
         if self._closed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import traceback
 from collections.abc import Callable, Iterator
 from pickle import loads
@@ -60,7 +61,7 @@ class Receiver:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing more is on its way. Cut off in the middle is an item that will not come."""
+        """Whether nothing more is to be read, or being unpickled."""
         return self.garbage is not None or (not self._unpickling and self._reader.empty)
 
     @property
@@ -95,6 +96,7 @@ class Receiver:
             return False
         values: list[Any] = []
         records = self._reader.records(_BATCH_BYTES)
+        record = memoryview(b"")
         try:
             for kind, record in records:
                 if kind != PLAIN or self._parcel is not None:
@@ -111,7 +113,8 @@ class Receiver:
         except BaseException as error:  # an object that raises SystemExit while it is made, say
             self._fail(error)
         finally:
-            record = None  # or the memory could not be closed
+            with contextlib.suppress(BufferError):
+                record.release()  # or the memory could not be closed
             records.close()
         self.values = iter(values)
         return bool(values) or self._outcome is not None

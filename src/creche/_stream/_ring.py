@@ -23,7 +23,7 @@ An item is one record; or, where it is large, several.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 from .._platform import STORES_IN_ORDER, fence
@@ -188,9 +188,9 @@ class RingReader:
     @property
     def empty(self) -> bool:
         """Whether there is nothing to read just now."""
-        return self._cells[WRITTEN] == self._read  # type: ignore[no-any-return]
+        return self._cells[WRITTEN] == self._read
 
-    def records(self, most_bytes: int) -> Iterator[tuple[int, memoryview]]:
+    def records(self, most_bytes: int) -> Generator[tuple[int, memoryview], None, None]:
         """Read what is there: the kind and the bytes of each record.
 
         The bytes are good until the next one is asked for. Ends when so many bytes were read, and
