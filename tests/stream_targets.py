@@ -409,14 +409,16 @@ def _outlet_of_this_process() -> Any:
 
 def write_garbage(kind: str) -> Iterator[int]:
     """Writes what is no item to the ring."""
-    yield 1
     writer = _outlet_of_this_process()._writer
+    yield 1
+    while not writer._cells[_ring.READ]:  # so that it is read before
+        time.sleep(0.001)
     position = writer._written & writer._mask
     match kind:
         case "too much":
-            writer._cells[_ring.WRITTEN] = 1 << 50
+            writer._publish(1 << 50)
         case "backwards":
-            writer._cells[_ring.WRITTEN] = 0
+            writer._publish(0)
         case "length":
             writer._words[position >> 3] = 1 << 30
             writer._publish(writer._written + 64)

@@ -123,13 +123,9 @@ class Parcel:
     """
 
     def __init__(self, first: memoryview) -> None:
-        try:
-            lengths, (rest,) = lengths_in(first)
-        except Exception as error:
-            raise BadFrameError(f"an item without a table of lengths: {error}") from error
-        self.heavy = False
+        lengths, rest = _read_table(first)
         self._missing = sum(lengths)
-        if not lengths or self._missing > _MAX_BYTES:
+        if self._missing > _MAX_BYTES:
             raise BadFrameError(f"an item of {self._missing} bytes")
         self._error: BaseException | None = None
         self._memory: list[memoryview] = []
@@ -139,10 +135,6 @@ class Parcel:
         except (MemoryError, OverflowError, ValueError) as error:
             self._error = error
         self.add(rest)
-
-    @property
-    def size(self) -> int:
-        return sum(map(len, self._memory))
 
     @property
     def complete(self) -> bool:
@@ -185,10 +177,10 @@ class Parcel:
 def load_whole(record: memoryview, load: Callable[..., Any] = pickle.loads) -> Any:
     """Unpickle an item that lies in one record, and does not take long.
 
+    :raises BadFrameError: if there is no table of lengths in it
     :raises Exception: whatever the pickle's own constructors raise
     """
-    lengths, (rest,) = lengths_in(record)
-    view = memoryview(rest)
+    lengths, view = _read_table(record)
     if sum(lengths) != len(view):
         raise BadFrameError("an item whose table does not tell its length")
     buffers: list[bytearray] = []
@@ -197,3 +189,14 @@ def load_whole(record: memoryview, load: Callable[..., Any] = pickle.loads) -> A
         buffers.append(bytearray(view[at : at + length]))
         at += length
     return load(view[: lengths[0]], buffers=buffers)
+
+
+def _read_table(record: memoryview) -> tuple[list[int], memoryview]:
+    """Return the lengths of the pickle and the buffers in a record, and what follows the table."""
+    try:
+        lengths, (rest,) = lengths_in(record)
+        if not lengths:
+            raise ValueError("it is empty")
+    except Exception as error:  # of many kinds
+        raise BadFrameError(f"an item without a table of lengths: {error}") from None
+    return lengths, memoryview(rest)
