@@ -26,6 +26,7 @@ from benchmarks import (
     _soak,
     _stall,
     _starts,
+    _streams,
     _throughput,
     _warm,
     _warm_cancel,
@@ -43,6 +44,7 @@ SUITES: dict[str, Callable[[int], Iterable[Table]]] = {
     "throughput": lambda rounds: [_throughput.measure(max(3, rounds // 5))],
     "map": lambda rounds: _map.measure(max(2, rounds // 6)),
     "large": lambda rounds: _large.measure(max(3, rounds // 5)),
+    "streams": lambda rounds: _streams.measure(max(3, rounds // 8)),
     "warm-stall": lambda rounds: [_stall.measure_warm(max(3, rounds // 5))],
     "warm-cancel": lambda rounds: _warm_cancel.measure(max(3, rounds // 4)),
 }

@@ -260,9 +260,9 @@ def fail_to_clean_up() -> Iterator[int]:
 
 def swallow_and_go_on(path: str) -> Iterator[int]:
     """Catches the request to stop, and yields more."""
-    announce(path)
     for i in itertools.count():
         try:
+            announce(path)
             time.sleep(support.TIMEOUT)
         except StopRequested:
             pass
@@ -273,11 +273,11 @@ def swallow_and_go_on(path: str) -> Iterator[int]:
 
 
 def swallow_for_ever(path: str) -> Iterator[int]:
-    announce(path)
     yield 1
-    while True:
-        with contextlib.suppress(StopRequested):
-            support.wait_for_ever()
+    with contextlib.suppress(StopRequested):
+        announce(path)
+        support.wait_for_ever()
+    support.wait_for_ever()
 
 
 def ignore_exit() -> Iterator[int]:

@@ -50,7 +50,7 @@ async def test_death_comes_after_the_items(number: int, how: int, start_method: 
         received = []
         with anyio.fail_after(TIMEOUT), pytest.raises(ProcessDied) as raised:
             async for item in items:
-                received.append(item)
+                received.append(item)  # noqa: PERF401
         assert received == list(range(number))
         assert raised.value.signal == how
         assert raised.value.pid == items.process.pid
@@ -305,7 +305,7 @@ async def test_many_at_once_that_die() -> None:
             received = []
             with pytest.raises(ProcessDied):
                 async for item in items:
-                    received.append(item)
+                    received.append(item)  # noqa: PERF401
             assert received == list(range(number))
 
     with anyio.fail_after(TIMEOUT):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 from collections.abc import Iterator
@@ -99,17 +100,17 @@ def test_full(ring: Ring) -> None:
 def test_how_many_may_be_written() -> None:
     ring = Ring(ahead=2)
     for _ in range(2):
-        assert ring.writer.may_write
+        assert ring.writer.may_write()
         ring.writer.write(b"")
-    assert not ring.writer.may_write
+    assert not ring.writer.may_write()
     ring.read()
-    assert not ring.writer.may_write
+    assert not ring.writer.may_write()
     ring.reader.take()
-    assert ring.writer.may_write
+    assert ring.writer.may_write()
     ring.writer.write(b"part", TABLE | MORE)
-    assert ring.writer.may_write
+    assert ring.writer.may_write()
     ring.writer.write(b"part", TABLE)
-    assert not ring.writer.may_write
+    assert not ring.writer.may_write()
 
 
 def test_who_waits_is_rung_once(ring: Ring) -> None:
@@ -169,10 +170,8 @@ def test_noise() -> None:
             if chance.random() < 0.8:
                 ring.writer._words[position >> 3] = chance.randrange(64) | chance.choice([0, TABLE])
         ring.writer._cells[WRITTEN] = chance.randrange(SIZE)
-        try:
+        with contextlib.suppress(BadRingError):
             assert len(ring.read()) <= SIZE // 8
-        except BadRingError:
-            pass
 
 
 def test_two_threads() -> None:
@@ -189,9 +188,9 @@ def test_two_threads() -> None:
 
     def write() -> None:
         for i in range(number):
-            while not writer.may_write:
+            while not writer.may_write():
                 writer.await_turn()
-                if not writer.may_write:
+                if not writer.may_write():
                     wait("writer")
             data = i.to_bytes(4, "little") * (i % 40)
             while not writer.write(data):

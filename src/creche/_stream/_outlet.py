@@ -25,8 +25,13 @@ class Outlet:
         self.doorbell = doorbell
         self.forked = False
         """Whether this process is a fork that the generator has made, and came back from."""
-        self._encode = ItemPickler().encode
+        self.encode = ItemPickler().encode
+        """Pickles an item. What it raises is told by :meth:`unpicklable`."""
         self._writer = RingWriter(memory.bytes, doorbell.ring)
+        self.may_send = self._writer.may_write
+        """Whether there is room for another item."""
+        self.send_small = self._writer.write
+        """Sends a pickle, if there is room in the ring; returns whether there was."""
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._on_fork)
 
@@ -35,34 +40,23 @@ class Outlet:
         if self.forked:
             os._exit(0)
 
-    def may_send(self) -> bool:
-        """Whether there is room for another item."""
-        return self._writer.may_write
-
     def wait_turn(self) -> Iterator[None]:
         """Wait until there is room for another item."""
-        while not self._writer.may_write:
+        while not self.may_send():
             self._writer.await_turn()
-            if not self._writer.may_write:
+            if not self.may_send():
                 yield
 
-    def pickle(self, item: Any) -> bytes | Payload:
-        """Pickle an item.
-
-        :raises SerializationError: if it cannot be
-        """
-        try:
-            return self._encode(item)
-        except Exception as error:
-            kind = type(item)
-            raise SerializationError(
-                f"an item of type {kind.__module__}.{kind.__qualname__} cannot be pickled"
-                f" ({type(error).__name__}: {error}). Yield plain data instead."
-            ) from error
-
-    def send_at_once(self, data: bytes | Payload) -> bool:
-        """Send a pickled item, if it is small, and there is room in the ring; return whether."""
-        return type(data) is bytes and self._writer.write(data)
+    @staticmethod
+    def unpicklable(item: Any, error: Exception) -> SerializationError:
+        """What the generator is told of an item that cannot be pickled."""
+        kind = type(item)
+        failure = SerializationError(
+            f"an item of type {kind.__module__}.{kind.__qualname__} cannot be pickled"
+            f" ({type(error).__name__}: {error}). Yield plain data instead."
+        )
+        failure.__cause__ = error
+        return failure
 
     def send(self, data: bytes | Payload) -> Iterator[None]:
         """Send a pickled item of any size."""

@@ -82,15 +82,19 @@ def _refuse(connection: Any) -> Any:
     raise TypeError(f"a {type(connection).__name__} belongs to its process")
 
 
-_CONNECTIONS = [
+_REFUSED = [
     getattr(connection, name)
     for name in ("Connection", "PipeConnection")  # the other is for Windows
     if hasattr(connection, name)
 ]
 
 
+_KNOWN: Any = copyreg.dispatch_table
+_REDUCERS = ChainMap(dict.fromkeys(_REFUSED, _refuse), _KNOWN)
+
+
 class _Pickler(pickle.Pickler):
-    dispatch_table: Any = ChainMap(dict.fromkeys(_CONNECTIONS, _refuse), copyreg.dispatch_table)
+    dispatch_table = _REDUCERS
 
 
 def lay_out(payload: Payload) -> tuple[list[memoryview], int]:

@@ -49,6 +49,7 @@ class Receiver:
         self._jobs = jobs
         self._cannot_unpickle = cannot_unpickle
         self._on_garbage = on_garbage
+        self._half = ahead // 2
         self._reader = RingReader(link.memory.bytes, ahead, link.doorbell.ring)
         self.take = self._reader.take
         """To be called for each item that is handed out; if it says so, so is :meth:`ring_soon`."""
@@ -142,8 +143,22 @@ class Receiver:
             waiter.wake()
 
     def ring_soon(self) -> None:
-        """Wake the child when the event loop turns, as more items may be handed out until then."""
-        post(self._loop, self._link.doorbell.ring)
+        """Wake the child when half of the items were handed out, or no more are just now.
+
+        Waking it for each of them would take longer than they do.
+        """
+        first = last = self._reader.allowed
+
+        def look() -> None:  # in the next turn of the event loop, and the ones after it
+            nonlocal last
+            allowed = self._reader.allowed
+            if allowed == last or allowed - first >= self._half:
+                self._link.doorbell.ring()
+            else:
+                last = allowed
+                post(self._loop, look)
+
+        post(self._loop, look)
 
     def close(self) -> None:
         if not self._closed:

@@ -79,7 +79,6 @@ class RingWriter:
         self._allowed: int = 0
         self._answered: int = 0
 
-    @property
     def may_write(self) -> bool:
         """Whether it is allowed to write another item."""
         if self._items < self._allowed:
@@ -182,7 +181,8 @@ class RingReader:
         self._read = 0
         self._room_answered: int = 0
         self._turn_answered: int = 0
-        self._allowed = ahead
+        self.allowed = ahead
+        """How many items the writer may write in all."""
         self._cells[ALLOWED] = ahead
 
     @property
@@ -234,7 +234,7 @@ class RingReader:
 
         :return: whether it waits for that: to be rung, soon
         """
-        self._cells[ALLOWED] = self._allowed = self._allowed + 1
+        self._cells[ALLOWED] = self.allowed = self.allowed + 1
         fence()
         awaited = self._cells[TURN_AWAITED]
         if awaited == self._turn_answered:

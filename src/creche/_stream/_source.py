@@ -11,7 +11,6 @@ import anyio
 import anyio.lowlevel
 
 from .._child import ChildContext, ChildProgram, call_async
-from .._errors import SerializationError
 from .._platform import SharedNumbers
 from .._stop_request import StopListener, StopRequested
 from ._doorbell import Doorbell
@@ -82,7 +81,7 @@ class _Source:
 
     def _send_all(self, items: Iterator[Any], stop: StopListener) -> None:
         outlet = self._outlet
-        may_send, pickle, send_at_once = outlet.may_send, outlet.pickle, outlet.send_at_once
+        may_send, encode, send_small = outlet.may_send, outlet.encode, outlet.send_small
         try:
             while True:
                 if not may_send():
@@ -93,11 +92,11 @@ class _Source:
                     outlet.leave_if_forked()
                 while True:
                     try:
-                        data = pickle(item)
+                        data = encode(item)
                         break
-                    except SerializationError as error:
-                        item = _throw(items, error)
-                if not send_at_once(data):
+                    except Exception as error:
+                        item = _throw(items, outlet.unpicklable(item, error))
+                if type(data) is not bytes or not send_small(data):
                     self._wait(outlet.send(data), stop)
                 del item, data  # nothing lives until the next one comes
         except StopIteration:
@@ -148,11 +147,11 @@ class _Source:
                 outlet.leave_if_forked()
                 while True:
                     try:
-                        data = outlet.pickle(item)
+                        data = outlet.encode(item)
                         break
-                    except SerializationError as error:
-                        item = await _throw_async(items, error)
-                if not outlet.send_at_once(data):
+                    except Exception as error:
+                        item = await _throw_async(items, outlet.unpicklable(item, error))
+                if type(data) is not bytes or not outlet.send_small(data):
                     for _ in outlet.send(data):
                         await rung.wait()
                 del item, data
