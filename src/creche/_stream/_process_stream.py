@@ -190,8 +190,9 @@ class ProcessStream(ObjectReceiveStream[T_co]):
         if monotonic() < self._slice_end:
             receiver = self._receiver
             for value in receiver.values:
-                if receiver.take():
-                    receiver.ring_soon()
+                receiver.take()
+                if not receiver.looking:
+                    receiver.look_soon()
                 return value  # type: ignore[no-any-return]
         return await self._receive()
 
@@ -199,8 +200,9 @@ class ProcessStream(ObjectReceiveStream[T_co]):
         if monotonic() < self._slice_end:
             receiver = self._receiver
             for value in receiver.values:
-                if receiver.take():
-                    receiver.ring_soon()
+                receiver.take()
+                if not receiver.looking:
+                    receiver.look_soon()
                 return value  # type: ignore[no-any-return]
         try:
             return await self._receive()

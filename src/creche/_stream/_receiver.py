@@ -16,9 +16,11 @@ from ._link import StreamLink
 from ._parcels import Parcel, load_whole
 from ._ring import HEAVY, MORE, PLAIN, TABLE, BadRingError, RingReader
 
-# What is unpickled at once: so much takes a fraction of a millisecond.
+# Small items are unpickled so many at a time, which takes a fraction of a millisecond.
 _BATCH_ITEMS = 128
-_BATCH_BYTES = 64 * 1024
+
+# A record, however large it is.
+_ONE = 1
 
 
 class Receiver:
@@ -52,7 +54,10 @@ class Receiver:
         self._half = ahead // 2
         self._reader = RingReader(link.memory.bytes, ahead, link.doorbell.ring)
         self.take = self._reader.take
-        """To be called for each item that is handed out; if it says so, so is :meth:`ring_soon`."""
+        """To be called for each item that is handed out, and :meth:`look_soon` if nobody looks."""
+        self.looking = False
+        """Whether somebody will look soon whether the child waits for items to be handed out."""
+        self._first_look = self._last_look = 0  # how many were allowed then
         self._outcome: Outcome | None = None  # of the item after these values
         self._parcel: Parcel | None = None  # that has not all come, or is being unpickled
         self._unpickling = False
@@ -84,8 +89,9 @@ class Receiver:
             if self._outcome is None:
                 return None
             outcome, self._outcome = self._outcome, None
-        if self.take():
-            self.ring_soon()
+        self.take()
+        if not self.looking:
+            self.look_soon()
         return outcome
 
     def take_in(self) -> bool:
@@ -96,16 +102,11 @@ class Receiver:
         if self._unpickling or self.garbage is not None:
             return False
         values: list[Any] = []
-        records = self._reader.records(_BATCH_BYTES)
-        record = memoryview(b"")
         try:
-            for kind, record in records:
-                if kind != PLAIN or self._parcel is not None:
-                    self._take_large(kind, record)
-                    break
-                values.append(loads(record))
-                if len(values) >= _BATCH_ITEMS:
-                    break
+            if self._parcel is None:
+                self._reader.read_plain(loads, values, _BATCH_ITEMS)
+            if not values:
+                self._take_one(values)
         except (BadRingError, BadFrameError) as error:
             self._let_go(error)
             self.garbage = error
@@ -113,10 +114,6 @@ class Receiver:
             self._on_garbage()
         except BaseException as error:  # an object that raises SystemExit while it is made, say
             self._fail(error)
-        finally:
-            with contextlib.suppress(BufferError):
-                record.release()  # or the memory could not be closed
-            records.close()
         self.values = iter(values)
         return bool(values) or self._outcome is not None
 
@@ -142,23 +139,29 @@ class Receiver:
             waiter, self._waiter = self._waiter, None
             waiter.wake()
 
-    def ring_soon(self) -> None:
+    def look_soon(self) -> None:
+        """Look when the event loop turns whether the child waits for items to be handed out."""
+        self.looking = True
+        self._first_look = self._last_look = -1
+        post(self._loop, self._look)
+
+    def _look(self) -> None:
         """Wake the child when half of the items were handed out, or no more are just now.
 
         Waking it for each of them would take longer than they do.
         """
-        first = last = self._reader.allowed
-
-        def look() -> None:  # in the next turn of the event loop, and the ones after it
-            nonlocal last
-            allowed = self._reader.allowed
-            if allowed == last or allowed - first >= self._half:
-                self._link.doorbell.ring()
-            else:
-                last = allowed
-                post(self._loop, look)
-
-        post(self._loop, look)
+        if self._closed or not self._reader.writer_awaits_turn():
+            self.looking = False
+            return
+        allowed = self._reader.allowed
+        if self._first_look < 0:
+            self._first_look = allowed
+        if allowed == self._last_look or allowed - self._first_look >= self._half:
+            self._reader.give_turn()
+            self.looking = False
+        else:
+            self._last_look = allowed
+            post(self._loop, self._look)
 
     def close(self) -> None:
         if not self._closed:
@@ -169,6 +172,22 @@ class Receiver:
             self._stop_listening()
             self._reader.close()
             self._link.close()
+
+    def _take_one(self, values: list[Any]) -> None:
+        """Take in a record of any kind."""
+        records = self._reader.records(_ONE)
+        try:
+            for kind, record in records:
+                try:
+                    if kind == PLAIN and self._parcel is None:
+                        values.append(loads(record))
+                    else:
+                        self._take_large(kind, record)
+                finally:
+                    with contextlib.suppress(BufferError):
+                        record.release()  # or the memory could not be closed
+        finally:
+            records.close()
 
     def _take_large(self, kind: int, record: memoryview) -> None:
         parcel = self._parcel

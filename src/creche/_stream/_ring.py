@@ -45,6 +45,7 @@ _GAP = 1 << 43
 _LENGTH = TABLE - 1
 
 _HEADER_BYTES = 8
+_SMALL = 4096
 
 
 class BadRingError(Exception):
@@ -103,7 +104,15 @@ class RingWriter:
         self._bytes[begin : begin + size] = data
         if not kind & MORE:
             self._items += 1
-        self._publish(self._written + needed)
+        # As _publish() does: a call would take as long as all of this.
+        self._written += needed
+        if not STORES_IN_ORDER:
+            fence()
+        cells = self._cells
+        cells[WRITTEN] = self._written
+        fence()
+        if cells[READER_WAITS] != self._answered:
+            self._answer()
         return True
 
     def write_pieces(self, pieces: list[memoryview], kind: int) -> bool:
@@ -155,12 +164,15 @@ class RingWriter:
     def _publish(self, written: int) -> None:
         if not STORES_IN_ORDER:
             fence()
-        self._cells[WRITTEN] = self._written = written
+        self._written = written
+        self._cells[WRITTEN] = written
         fence()
-        waits = self._cells[READER_WAITS]
-        if waits != self._answered:
-            self._answered = waits
-            self._ring_bell()
+        if self._cells[READER_WAITS] != self._answered:
+            self._answer()
+
+    def _answer(self) -> None:
+        self._answered = self._cells[READER_WAITS]
+        self._ring_bell()
 
 
 class RingReader:
@@ -198,12 +210,8 @@ class RingReader:
 
         :raises BadRingError: if it is no record
         """
-        written = self._cells[WRITTEN]
-        if not STORES_IN_ORDER:
-            fence()
+        written = self._how_far()
         read = self._read
-        if not 0 <= written - read <= self._size:
-            raise BadRingError(f"{written} bytes written and {read} bytes read")
         stop = min(written, read + most_bytes)
         try:
             while read < stop:
@@ -218,29 +226,51 @@ class RingReader:
                     begin = position + _HEADER_BYTES
                     yield header - size, self._bytes[begin : begin + size]
         finally:
-            if read != self._read:
-                self._read = read
-                if not STORES_IN_ORDER:
-                    fence()
-                self._cells[READ] = read
-                fence()
-                awaited = self._cells[ROOM_AWAITED]
-                if awaited != self._room_answered:
-                    self._room_answered = awaited
-                    self._ring_bell()
+            self._has_read(read)
 
-    def take(self) -> bool:
-        """An item was taken: the writer may write another.
+    def read_plain(self, load: Callable[[Any], Any], items: list[Any], most: int) -> None:
+        """Read what :meth:`records` would give, as far as it is plain and small; load it.
 
-        :return: whether it waits for that: to be rung, soon
+        :param load: makes an item of a record
+        :param items: what is made is appended to it
+        :param most: how many items
+        :raises BadRingError: if it is no record
+        :raises BaseException: what ``load`` raises; that record is read then
         """
-        self._cells[ALLOWED] = self.allowed = self.allowed + 1
+        written = self._how_far()
+        words, memory, mask, size = self._words, self._bytes, self._mask, self._size
+        read = self._read
+        try:
+            for _ in range(most):
+                if read >= written:
+                    break
+                position = read & mask
+                length = words[position >> 3]
+                if length > _SMALL:
+                    break
+                needed = (length + 15) & ~7
+                if read + needed > written or position + needed > size:
+                    raise BadRingError(f"a record of {length} bytes")
+                read += needed
+                begin = position + _HEADER_BYTES
+                items.append(load(memory[begin : begin + length]))
+        finally:
+            self._has_read(read)
+
+    def take(self) -> None:
+        """An item was taken: the writer may write another."""
+        self.allowed += 1
+        self._cells[ALLOWED] = self.allowed
+
+    def writer_awaits_turn(self) -> bool:
+        """Whether the writer waits for its turn, and was not rung for that."""
         fence()
-        awaited = self._cells[TURN_AWAITED]
-        if awaited == self._turn_answered:
-            return False
-        self._turn_answered = awaited
-        return True
+        return self._cells[TURN_AWAITED] != self._turn_answered
+
+    def give_turn(self) -> None:
+        """Wake the writer, which waits for its turn."""
+        self._turn_answered = self._cells[TURN_AWAITED]
+        self._ring_bell()
 
     def about_to_wait(self) -> None:
         """Have the bell rung when there is something to read; look once more before waiting."""
@@ -250,3 +280,23 @@ class RingReader:
     def close(self) -> None:
         for view in (self._words, self._cells, self._bytes):
             view.release()
+
+    def _how_far(self) -> int:
+        written: int = self._cells[WRITTEN]
+        if not STORES_IN_ORDER:
+            fence()
+        if not 0 <= written - self._read <= self._size:
+            raise BadRingError(f"{written} bytes written and {self._read} bytes read")
+        return written
+
+    def _has_read(self, read: int) -> None:
+        if read != self._read:
+            self._read = read
+            if not STORES_IN_ORDER:
+                fence()
+            self._cells[READ] = read
+            fence()
+            awaited = self._cells[ROOM_AWAITED]
+            if awaited != self._room_answered:
+                self._room_answered = awaited
+                self._ring_bell()
