@@ -76,7 +76,9 @@ def write(records: ChannelReceiveStream[Record], path: Path) -> int:
     """The last stage: slow at first, as a database is that has other things to do."""
     written = 0
     with records, sqlite3.connect(path) as database:
-        database.execute("CREATE TABLE hits (address TEXT, path TEXT, status INTEGER, size INTEGER)")
+        database.execute(
+            "CREATE TABLE hits (address TEXT, path TEXT, status INTEGER, size INTEGER)"
+        )
         for batch in batches(records, 500):
             database.executemany("INSERT INTO hits VALUES (?, ?, ?, ?)", batch)
             written += len(batch)

@@ -41,6 +41,8 @@ from ._run import run_in_process as run_in_process
 from ._start_methods import get_context as get_context
 from ._stop_policy import StopPolicy as StopPolicy
 from ._stop_request import StopRequested as StopRequested
+from ._stream._process_stream import ProcessStream as ProcessStream
+from ._stream._process_stream import open_stream as open_stream
 from ._wire._payloads import Serializer as Serializer
 
 

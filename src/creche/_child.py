@@ -219,7 +219,7 @@ def _call(
     stop: StopListener,
 ) -> Any:
     if is_async(func):
-        return _call_async(func, args, kwargs, backend, stop)
+        return call_async(func, args, kwargs, backend, stop)
     with stop.raising():
         value = func(*args, **kwargs)
     if inspect.iscoroutine(value):  # a plain function that wraps an async one
@@ -227,11 +227,11 @@ def _call(
         async def await_value() -> Any:
             return await value
 
-        return _call_async(await_value, (), {}, backend, stop)
+        return call_async(await_value, (), {}, backend, stop)
     return value
 
 
-def _call_async(
+def call_async(
     func: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],

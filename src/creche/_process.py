@@ -378,7 +378,8 @@ class AsyncProcess(ProcessFacts[T_co]):
         """Wait until the child exists."""
         async with _StopUnlessDone(self):
             await self._handle.launched.wait()
-        if self._handle.finished.is_set() and self._handle.pid is None:
+        # The latch ``finished`` is set in another thread, and may yet have to be.
+        if self._handle.outcome is not None and self._handle.pid is None:
             self._outcome()
 
     def _begin_unless_started(self) -> None:

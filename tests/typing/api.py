@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any, assert_type
+
+from anyio.abc import ObjectReceiveStream
 
 import creche
 
@@ -126,3 +128,33 @@ async def check_map(pool: creche.ProcessPool) -> None:
     pool.map(halve, 5)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
     pool.map(halve, [1], on_error="skip")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
     pool.map(halve, [1], chunksize="all")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+def count(number: int) -> Iterator[int]:
+    yield number
+
+
+async def count_async(number: int) -> AsyncIterator[str]:
+    yield str(number)
+
+
+async def count_later(number: int) -> list[float]:
+    return [number]
+
+
+async def check_stream() -> None:
+    stream = creche.open_stream(count, 5)
+    assert_type(stream, creche.ProcessStream[int])
+    assert_type(creche.open_stream(count_async, 5, max_buffer_size=1), creche.ProcessStream[str])
+    assert_type(creche.open_stream(count_later, 5, timeout=1.5), creche.ProcessStream[float])
+    async with stream as entered:
+        assert_type(entered, creche.ProcessStream[int])
+        assert_type(await entered.receive(), int)
+        assert_type(entered.receive_nowait(), int)
+        assert_type(entered.process, creche.AsyncProcess[None])
+        async for item in entered:
+            assert_type(item, int)
+    objects: ObjectReceiveStream[int] = stream
+    await objects.aclose()
+    creche.open_stream(count, "5")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    creche.open_stream(halve, 5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

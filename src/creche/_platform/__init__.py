@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 
+from ._memory_order import STORES_IN_ORDER, fence
 from ._missed_signals import SignalThread, raise_in_main_thread, take_back
 from ._shared_numbers import SharedNumbers
 
@@ -51,6 +52,7 @@ if sys.platform == "win32":
         on_missed_stop_request,
         on_stop_request,
         usable_cpus,
+        wait_for_socket,
     )
 else:
     from ._parent_death import Lifeline
@@ -64,6 +66,7 @@ else:
         on_missed_stop_request,
         on_stop_request,
         usable_cpus,
+        wait_for_socket,
     )
     from ._posix_wire import ChildWire, ParentWire, wire_pair
     from ._selector_poller import SelectorPoller as Poller
@@ -74,6 +77,7 @@ LOOPS_CAN_READ = sys.platform != "win32"
 __all__ = [
     "DEFAULT_START_METHOD",
     "LOOPS_CAN_READ",
+    "STORES_IN_ORDER",
     "CallReceiver",
     "CallSender",
     "ChildWire",
@@ -92,6 +96,7 @@ __all__ = [
     "call_sockets",
     "default_stop_request",
     "die_as_terminated",
+    "fence",
     "fresh_memory",
     "keep_segment",
     "lift_memory_limit",
@@ -102,6 +107,7 @@ __all__ = [
     "segment_sockets",
     "take_back",
     "usable_cpus",
+    "wait_for_socket",
     "wire_pair",
     "write_segment",
 ]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import select
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -93,6 +95,14 @@ def die_as_terminated() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def wait_for_socket(sock: socket.socket) -> None:
+    """Block the main thread of a child until there is something to receive, or a request to stop
+    raises an exception."""
+    poller = select.poll()
+    poller.register(sock, select.POLLIN)
+    poller.poll()
 
 
 def limit_memory(limit: int) -> None:

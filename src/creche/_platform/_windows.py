@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable
+from multiprocessing import connection
 from typing import TYPE_CHECKING
 
 from .._multiprocessing import context
@@ -101,6 +103,13 @@ class Lifeline:
 
     def close(self) -> None:
         pass
+
+
+def wait_for_socket(sock: socket.socket) -> None:
+    """Block the main thread of a child until there is something to receive, or a request to stop
+    raises an exception."""
+    # Unlike the socket's own methods, it waits for the event of SIGINT, too.
+    connection.wait([sock])
 
 
 def limit_memory(limit: int) -> None:

@@ -201,6 +201,14 @@ def loads(sections: list[Section]) -> Any:
     return pickle.Unpickler(reader, buffers=_rebuilt_buffers(sections[1:])).load()
 
 
+def load_with_buffers(pickled: Section, buffers: Sequence[memoryview]) -> Any:
+    """Unpickle what refers to buffers that belong to the object from here on. Consumes the pickle.
+
+    :raises Exception: whatever the pickle's own constructors raise
+    """
+    return pickle.Unpickler(_SectionReader(pickled), buffers=buffers).load()
+
+
 def loads_plain(sections: list[Section]) -> Any:
     """Unpickle ``None``, a number or a short string; of all else, say that it is not plain.
 
