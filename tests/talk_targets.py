@@ -8,7 +8,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import anyio
@@ -379,6 +379,11 @@ def log_all(count: int) -> None:
 @in_process(logs=True)
 def log_decorated(count: int) -> None:
     log_all(count)
+
+
+def log_and_yield() -> Iterator[str]:
+    log_all(1)
+    yield "item"
 
 
 async def log_async(count: int) -> None:

@@ -21,6 +21,7 @@ from creche import (
     in_process,
     open_nursery,
     open_pool,
+    open_stream,
     run_in_process,
 )
 
@@ -92,10 +93,13 @@ async def test_every_way_of_starting(collector: Collector) -> None:
     async with open_nursery() as nursery:
         nursery.start_soon(targets.log_all, 1, logs=True)
     assert collector.messages == expected(1) * 4
+    async with open_stream(targets.log_and_yield, logs=True) as items:
+        assert [item async for item in items] == ["item"]
+    assert collector.messages == expected(1) * 5
     async with open_pool(1, logs=True) as pool:
         await pool.run(targets.log_all, 1)
     # The worker is gone, so that all it had to say is here.
-    assert collector.messages == expected(1) * 5
+    assert collector.messages == expected(1) * 6
 
 
 async def test_without_logs_they_are_the_childs_own_affair(collector: Collector) -> None:
@@ -227,3 +231,5 @@ async def test_wrong_target(logs: Any) -> None:
         open_nursery(logs=logs)
     with pytest.raises(TypeError, match="logs must be"):
         in_process(logs=logs)
+    with pytest.raises(TypeError, match="logs must be"):
+        open_stream(targets.log_and_yield, logs=logs)

@@ -14,6 +14,7 @@ from anyio.abc import ObjectReceiveStream
 
 from .. import _failures
 from .._errors import ProcessDied, ProcessStartError, ProcessStateError, RemoteError
+from .._log_forwarding import LogTarget, check_log_target
 from .._loops import EventLoop, current_loop, is_current
 from .._pool._thread_jobs import ThreadJobs
 from .._process import AsyncProcess
@@ -46,6 +47,7 @@ def open_stream(
     name: str | None = None,
     stop: StopPolicy | None = None,
     start_method: str | None = None,
+    logs: LogTarget = False,
 ) -> ProcessStream[T]: ...
 
 
@@ -58,6 +60,7 @@ def open_stream(
     name: str | None = None,
     stop: StopPolicy | None = None,
     start_method: str | None = None,
+    logs: LogTarget = False,
 ) -> ProcessStream[T]: ...
 
 
@@ -70,6 +73,7 @@ def open_stream(
     name: str | None = None,
     stop: StopPolicy | None = None,
     start_method: str | None = None,
+    logs: LogTarget = False,
 ) -> ProcessStream[T]: ...
 
 
@@ -81,6 +85,7 @@ def open_stream(
     name: str | None = None,
     stop: StopPolicy | None = None,
     start_method: str | None = None,
+    logs: LogTarget = False,
 ) -> ProcessStream[Any]:
     """Return a :class:`ProcessStream` of what a generator yields in a process of its own::
 
@@ -105,6 +110,7 @@ def open_stream(
     :param name: the name of the process; by default ``func``'s name and a number
     :param stop: how the process is stopped
     :param start_method: as for :class:`AsyncProcess`
+    :param logs: as for :class:`AsyncProcess`
     :raises ValueError: if an argument is out of its range
     :raises TypeError: if an argument is of a wrong type
 
@@ -120,6 +126,7 @@ def open_stream(
         name=name,
         stop=stop,
         start_method=start_method,
+        logs=check_log_target(logs),
     )
 
 
@@ -143,6 +150,7 @@ class ProcessStream(ObjectReceiveStream[T_co]):
         name: str | None,
         stop: StopPolicy | None,
         start_method: str | None,
+        logs: LogTarget,
     ) -> None:
         if not callable(func):
             raise TypeError(f"func must be callable, not {type(func).__name__}")
@@ -150,7 +158,12 @@ class ProcessStream(ObjectReceiveStream[T_co]):
         self._call = (func, *args)
         # Made now, to check the options; its target is put in when there is something to connect.
         self._process: AsyncProcess[None] = AsyncProcess(
-            target=None, name=name, timeout=timeout, stop=stop, start_method=start_method
+            target=None,
+            name=name,
+            timeout=timeout,
+            stop=stop,
+            start_method=start_method,
+            logs=logs,
         )
         if name is None:
             name_after(self._process, func)
