@@ -15,6 +15,7 @@ from typing import Any
 import anyio
 
 from . import _platform
+from ._child_output import ChildOutput
 from ._errors import ProcessStateError
 from ._loops import current_loop, post, run_to_end
 from ._multiprocessing import util
@@ -49,6 +50,7 @@ class ChildMain:
     :param backend: anyio's name of the event loop that async functions run in
     :param own_run: the ``run`` of a process object that brings its own, to be called instead
     :param start_method: how the child came into being
+    :param output: where its output goes; ``None`` for the application's own
     """
 
     wire: _platform.ChildWire
@@ -59,6 +61,7 @@ class ChildMain:
     backend: str
     own_run: Callable[[], object] | None
     start_method: str
+    output: ChildOutput | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # While a process is being started, which descriptors are handed over to.
@@ -78,6 +81,8 @@ class ChildMain:
 
     def __call__(self) -> None:
         settle_in(self.start_method, self.lifeline)
+        if self.output is not None:
+            self.output.take_over()
         stop = StopListener()
         stop.listen(forked=self.start_method == "fork")
         global _connection

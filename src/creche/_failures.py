@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
 from ._errors import (
     ProcessDied,
     ProcessError,
@@ -49,6 +51,36 @@ def killed_in_vain(name: str, pid: int, kill_timeout: float) -> ProcessStuckErro
         " it waits inside the kernel, perhaps for a disk or a network file system. It will be"
         " reaped when the kernel lets go of it."
     )
+
+
+class Heard(Protocol):
+    """What a process has sent."""
+
+    error: Any
+    """Why it was garbage, if it was."""
+
+    @property
+    def cut_off(self) -> bool:
+        """Whether what came last is the beginning of something."""
+        ...
+
+
+def died(
+    name: str, pid: int | None, exitcode: int | None, heard: Heard | None, *, never_ran: bool
+) -> ProcessError:
+    """Why a process gave no outcome.
+
+    :param heard: what it has sent, if there is a connection to it
+    :param never_ran: whether it did not come to run its function
+    """
+    if heard is None:
+        return ProcessDied(exitcode, name=name, pid=pid)
+    if heard.error is not None:
+        return wrote_garbage(name, pid, heard.error)
+    if never_ran and exitcode is not None and exitcode > 0:
+        return ended_before_running(name, pid, exitcode)
+    detail = "it died while sending its result" if heard.cut_off else ""
+    return ProcessDied(exitcode, name=name, pid=pid, detail=detail)
 
 
 def ended_before_running(name: str, pid: int | None, exitcode: int) -> ProcessStartError:

@@ -18,11 +18,12 @@ from collections.abc import Callable
 from typing import Any
 
 from . import _failures
-from ._errors import ProcessDied, ProcessError
+from ._errors import ProcessError
 from ._inbox import Inbox
 from ._launching import start_child
-from ._lifecycle import Event, ProcessState, next_state
-from ._loops import Latch
+from ._life import ProcessLife
+from ._lifecycle import Event, ProcessState
+from ._output import OutputCapture
 from ._platform import ParentWire
 from ._runtime import Runtime
 from ._start_methods import abort_start, forget_process, own_started
@@ -32,13 +33,14 @@ from ._watcher import Timer
 from ._wire._outcomes import Call, Failure, Outcome, Value
 
 
-class ProcessHandle:
+class ProcessHandle(ProcessLife):
     """A process from the first thought of it until its outcome is known.
 
     :param process: the ``multiprocessing`` process object
     :param method: its start method
     :param call: what it runs; ``None`` where the process object brings its own ``run``
     :param timeout: seconds from the start after which it is stopped, or ``None``
+    :param output: what becomes of its output, if that is not the application's own
     """
 
     def __init__(
@@ -49,23 +51,14 @@ class ProcessHandle:
         call: Call | None,
         policy: StopPolicy,
         timeout: float | None,
+        output: OutputCapture | None = None,
     ) -> None:
-        self.process = process
+        super().__init__(process, policy, timeout)
         self.method = method
-        self.policy = policy
-        self.timeout = timeout
-        self.state = ProcessState.CREATED
-        self.pid: int | None = None
-        self.exitcode: int | None = None
-        self.outcome: Outcome | None = None
-        self.stop_requested = False
-        self.stuck = False
         self.keeps_descriptors = False
         self.on_forget: Callable[[], object] | None = None
-        self.launched = Latch()
-        self.ready = Latch()
-        self.gone = Latch()
-        self.finished = Latch()
+        self.output = OutputCapture(None, None) if output is None else output
+        self.finished.tell(self.output.end_streams, None)
         self._call = call
         self._maybe_runtime: Runtime | None = None
         self._popen: Any = None
@@ -76,7 +69,6 @@ class ProcessHandle:
         self._stop_when_launched: StopPolicy | None = None
         self._owned = False
         self._start_claims = [None]
-        self._timed_out = False
         self._stopping = False
         self._timers: list[Timer] = []
 
@@ -87,7 +79,7 @@ class ProcessHandle:
 
         :raises ProcessStateError: if it was started already
         """
-        self.state = next_state(self.state, Event.START, self.process.name)
+        self._advance(Event.START)
         self._maybe_runtime = runtime
         runtime.live.add(self)
         # A KeyboardInterrupt may strike here at any moment, and under Trio it does. It must not
@@ -98,8 +90,8 @@ class ProcessHandle:
 
     def adopt(self, runtime: Runtime) -> None:
         """Take over a process that runs already."""
-        self.state = next_state(self.state, Event.START, self.process.name)
-        self.state = next_state(self.state, Event.RUN, self.process.name)
+        self._advance(Event.START)
+        self._advance(Event.RUN)
         self._maybe_runtime = runtime
         runtime.live.add(self)
         if self.timeout is not None:
@@ -115,14 +107,6 @@ class ProcessHandle:
         else:
             self._runtime.watcher.call_soon(lambda: self._stop(policy))
 
-    def give_up_unless_started(self) -> None:
-        """Where the process was not started, see to it that it never will be."""
-        if self.state is ProcessState.CREATED:
-            self.stop_requested = True
-            self.outcome = Failure(_failures.stopped_before_start(self.process.name))
-            self.state = ProcessState.TERMINATED
-            self._set_all_latches()
-
     def own(self) -> None:
         """Somebody waits for the end of the process: once it has given its outcome it must exit."""
         self._owned = True
@@ -133,27 +117,13 @@ class ProcessHandle:
         """Stop the process unless it ends by itself within ``seconds``."""
         self._runtime.watcher.call_soon(lambda: self._expect_end(seconds))
 
-    def check_gone(self) -> None:
-        """Check that the process has gone.
-
-        :raises ProcessStuckError: if the process was killed in vain
-        :raises ProcessTimeout: if it could not even be started in time
-        """
-        if self.stuck and not self.finished.is_set():
-            if self.pid is not None:
-                raise _failures.killed_in_vain(
-                    self.process.name, self.pid, self.policy.kill_timeout
-                )
-            if self._timed_out:
-                raise _failures.not_started_in_time(self.process.name, self.timeout)
-            raise _failures.still_starting(self.process.name)
-
     def forget(self) -> None:
         """In a fork of this process: close our copies of what belongs to its parent."""
         if self.on_forget is not None:
             self.on_forget()
         if self._wire is not None:
             self._wire.forget()
+        self.output.close()
         if self._popen is not None:
             self._popen.forget()
             forget_process(self.process)
@@ -202,6 +172,7 @@ class ProcessHandle:
             call=call,
             backend=backend,
             lifeline=self._runtime.lifeline,
+            output=self.output,
             on_wire=self._set_wire,
         )
 
@@ -225,6 +196,13 @@ class ProcessHandle:
                 self, watcher, self._runtime.picklers, self.process.name, self._popen.pid
             )
             self._wire.attach(watcher.poller, self._inbox.receive)
+        self.output.attach(
+            watcher,
+            self._runtime.loggers,
+            self.process.name,
+            self._popen.pid,
+            self._settle_if_known,
+        )
         if self._stop_when_launched is not None:
             self._stopper.stop(self._stop_when_launched)
         self._watch_exit()
@@ -263,19 +241,21 @@ class ProcessHandle:
             self._popen.close()
         if self._inbox is not None:
             self._inbox.decode_exit(self._known_exitcode)
+        self.output.process_ended(self.policy.exit_timeout)
         self._settle_if_known()
         if self._stopping:
             self._expect_unpickled()
 
     def heard_running(self) -> None:
         if self.state is ProcessState.STARTED:
-            self.state = next_state(self.state, Event.RUN, self.process.name)
+            self._advance(Event.RUN)
 
     def heard_ready(self) -> None:
         self.ready.set()
         self._settle_if_known()
 
     def heard_last_word(self) -> None:
+        self.output.expect_end()
         self._expect_exit()
 
     def heard_outcome(self) -> None:
@@ -298,6 +278,7 @@ class ProcessHandle:
         if self.finished.is_set():
             return
         self._stopping = True
+        self.output.expect_end()
         if self._claim_start():
             self._not_started(_failures.stopped_before_start(self.process.name))
         elif self.exitcode is not None:
@@ -334,6 +315,9 @@ class ProcessHandle:
             self._call_later(self.policy.kill_timeout, self._give_up_unpickling)
 
     def _give_up_unpickling(self) -> None:
+        self.output.give_up()
+        if self.finished.is_set():  # that was what it waited for
+            return
         assert self._inbox is not None
         self._inbox.close()
         self._settle(
@@ -350,21 +334,15 @@ class ProcessHandle:
 
     def _death(self) -> ProcessError:
         """Say how a process ended that gave no outcome."""
-        name, pid, exitcode = self.process.name, self.pid, self._known_exitcode
-        if self._inbox is None:
-            return ProcessDied(exitcode, name=name, pid=pid)
-        if self._inbox.error is not None:
-            return _failures.wrote_garbage(name, pid, self._inbox.error)
         never_ran = self.state is ProcessState.STARTED and not self.stop_requested
-        if never_ran and exitcode is not None and exitcode > 0:
-            return _failures.ended_before_running(name, pid, exitcode)
-        detail = "it died while sending its result" if self._inbox.cut_off else ""
-        return ProcessDied(exitcode, name=name, pid=pid, detail=detail)
+        return _failures.died(
+            self.process.name, self.pid, self._known_exitcode, self._inbox, never_ran=never_ran
+        )
 
     def _settle_if_known(self) -> None:
         """The process has ended: its outcome is known when all that it has said is unpickled."""
         inbox = self._inbox
-        if self.exitcode is None or (inbox is not None and inbox.busy):
+        if self.exitcode is None or (inbox is not None and inbox.busy) or self.output.busy:
             return
         if inbox is not None and inbox.outcome is not None:
             self._settle(inbox.outcome)
@@ -387,13 +365,9 @@ class ProcessHandle:
         if self._stopper is not None:
             self._stopper.close()
         self.outcome = outcome
-        self.state = next_state(self.state, Event.END, self.process.name)
+        self._advance(Event.END)
         self._runtime.live.discard(self)
         self._set_all_latches()
 
     def _call_later(self, delay: float, callback: Callable[[], None]) -> None:
         self._timers.append(self._runtime.watcher.call_later(delay, callback))
-
-    def _set_all_latches(self) -> None:
-        for latch in (self.launched, self.ready, self.finished, self.gone):
-            latch.set()

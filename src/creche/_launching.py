@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ._child import ChildMain
+from ._output import OutputCapture
 from ._platform import Lifeline, ParentWire, wire_pair
 from ._start_methods import main_module_settings, start, ties_children
 from ._wire._framing import FrameKind, Section, pack
@@ -21,6 +22,7 @@ def start_child(
     call: Call | None,
     backend: str,
     lifeline: Lifeline,
+    output: OutputCapture,
     on_wire: Callable[[ParentWire | None], None],
 ) -> Any:
     """Start ``process`` with creche's side of a child in it; return its ``Popen``.
@@ -30,6 +32,7 @@ def start_child(
     :param call: what it is to run; ``None`` for its own ``run``
     :param backend: anyio's name of the backend for async functions
     :param lifeline: what ends with this process
+    :param output: what becomes of its output
     :param on_wire: told the wire before the child exists, as a fork that another thread makes
         meanwhile has to close it; and ``None`` when the start has failed
     :raises SerializationError: if the function or an argument cannot be pickled
@@ -39,9 +42,10 @@ def start_child(
     # First, because it is what fails most, and nothing has to be undone then.
     sections: list[Section] = [] if call is None else encode_call(call, process.name, handles)
     wire, child_end = wire_pair()
-    child_lifeline = None
+    child_lifeline = child_output = None
     try:
         on_wire(wire)
+        child_output = output.open()
         if not ties_children(method):
             # A copy, because a fork closes its parent's before the child gets to see it.
             child_lifeline = lifeline.duplicate()
@@ -56,14 +60,18 @@ def start_child(
             backend=backend,
             own_run=process.run if call is None else None,
             start_method=method,
+            output=child_output,
         )
         return start(process, method)
     except BaseException:
         on_wire(None)
         wire.close()
+        output.close()
         raise
     finally:
         child_end.close()
+        if child_output is not None:
+            child_output.close()
         if child_lifeline is not None:
             os.close(child_lifeline)
         process.__dict__.pop("run", None)

@@ -11,6 +11,7 @@ import anyio
 from anyio.abc import TaskGroup, TaskStatus
 
 from ._errors import ProcessDied, ProcessStartError, ProcessStateError, describe
+from ._output import ErrorOutput, Output, check_output
 from ._process import AsyncProcess
 from ._run import name_after
 from ._stop_policy import StopPolicy, check_stop_policy
@@ -27,6 +28,8 @@ def open_nursery(
     limiter: anyio.CapacityLimiter | None = None,
     stop: StopPolicy | None = None,
     start_method: str | None = None,
+    stdout: Output = None,
+    stderr: ErrorOutput = None,
 ) -> ProcessNursery:
     """Return a :class:`ProcessNursery`, to be used in ``async with``.
 
@@ -34,8 +37,16 @@ def open_nursery(
         as are started
     :param stop: how its processes are stopped
     :param start_method: as for :class:`AsyncProcess`
+    :param stdout: where the standard output of its processes goes, as for :class:`AsyncProcess`
+    :param stderr: where their standard error goes
+    :raises ValueError: if there is no such start method, or ``stdout`` or ``stderr`` is a string
+        that means nothing
+    :raises TypeError: if an argument is of a wrong type
     """
-    return ProcessNursery(limiter=limiter, stop=stop, start_method=start_method)
+    check_output(stdout, stderr)
+    return ProcessNursery(
+        limiter=limiter, stop=stop, start_method=start_method, stdout=stdout, stderr=stderr
+    )
 
 
 class ProcessNursery:
@@ -53,7 +64,11 @@ class ProcessNursery:
         limiter: anyio.CapacityLimiter | None,
         stop: StopPolicy | None,
         start_method: str | None,
+        stdout: Output,
+        stderr: ErrorOutput,
     ) -> None:
+        self._stdout = stdout
+        self._stderr = stderr
         self._limiter = limiter
         self._stop = check_stop_policy(stop)
         self._start_method = start_method
@@ -79,6 +94,8 @@ class ProcessNursery:
         name: str | None = None,
         timeout: float | None = None,
         stop: StopPolicy | None = None,
+        stdout: Output = None,
+        stderr: ErrorOutput = None,
     ) -> AsyncProcess[T]: ...
 
     @overload
@@ -89,6 +106,8 @@ class ProcessNursery:
         name: str | None = None,
         timeout: float | None = None,
         stop: StopPolicy | None = None,
+        stdout: Output = None,
+        stderr: ErrorOutput = None,
     ) -> AsyncProcess[T]: ...
 
     def start_soon(
@@ -98,6 +117,8 @@ class ProcessNursery:
         name: str | None = None,
         timeout: float | None = None,
         stop: StopPolicy | None = None,
+        stdout: Output = None,
+        stderr: ErrorOutput = None,
     ) -> AsyncProcess[Any]:
         """Start ``func(*args)`` in a process of its own, soon.
 
@@ -106,11 +127,14 @@ class ProcessNursery:
         :param name: the name of the process; by default ``func``'s name and a number
         :param timeout: seconds that the process may run
         :param stop: how the process is stopped, instead of the nursery's own policy
+        :param stdout: where its standard output goes, instead of where that of the nursery's
+            processes does
+        :param stderr: where its standard error goes
         :return: the process. It can be awaited for its result in the block; after the block it has
             its ``return_value``
         :raises ProcessStateError: if the nursery is not open
         """
-        process = self._make_process(func, args, name, timeout, stop)
+        process = self._make_process(func, args, name, timeout, stop, stdout, stderr)
         self._task_group.start_soon(self._run, process, name=process.name)
         return process
 
@@ -121,6 +145,8 @@ class ProcessNursery:
         name: str | None = None,
         timeout: float | None = None,
         stop: StopPolicy | None = None,
+        stdout: Output = None,
+        stderr: ErrorOutput = None,
     ) -> Any:
         """Start ``func(*args)`` in a process of its own, and wait until it says that it is ready.
 
@@ -134,7 +160,7 @@ class ProcessNursery:
         :raises ProcessStartError: if the child ends without calling ``started()``
         :raises ProcessStateError: if the nursery is not open
         """
-        process = self._make_process(func, args, name, timeout, stop)
+        process = self._make_process(func, args, name, timeout, stop, stdout, stderr)
         outcome = await self._task_group.start(self._run_until_ready, process, name=process.name)
         if isinstance(outcome, Failure):
             raise outcome.exception
@@ -169,6 +195,8 @@ class ProcessNursery:
         name: str | None,
         timeout: float | None,
         stop: StopPolicy | None,
+        stdout: Output,
+        stderr: ErrorOutput,
     ) -> AsyncProcess[Any]:
         if not self._open:
             raise ProcessStateError("this nursery is not open: no processes can be started in it")
@@ -179,6 +207,8 @@ class ProcessNursery:
             timeout=timeout,
             stop=self._stop if stop is None else stop,
             start_method=self._start_method,
+            stdout=self._stdout if stdout is None else stdout,
+            stderr=self._stderr if stderr is None else stderr,
         )
         if name is None:
             name_after(process, func)

@@ -17,6 +17,7 @@ from ._errors import ProcessClosedError, ProcessStartError, ProcessStateError
 from ._handle import ProcessHandle
 from ._lifecycle import ProcessState
 from ._loops import EventLoop, backend_of, current_loop
+from ._output import ErrorOutput, Output, OutputCapture, check_output
 from ._process_facts import ProcessFacts
 from ._runtime import runtime
 from ._start_methods import check_start_method, make_process, start_method_of
@@ -59,8 +60,14 @@ class AsyncProcess(ProcessFacts[T_co]):
     :param timeout: seconds after which a process that still runs its target is stopped; its outcome
         is a :exc:`ProcessTimeout` then
     :param stop: how the process is stopped
-    :raises ValueError: if ``timeout`` is negative or NaN, ``group`` is not ``None``, or there is no
-        such start method
+    :param stdout: where standard output goes. By default to the application's own. A
+        :class:`logging.Logger` gets each line as a record of level INFO; ``"stream"`` makes them
+        items of the stream :attr:`stdout`. On POSIX that holds for everything in the process and
+        its children, on Windows for Python code in the process
+    :param stderr: where standard error goes: as ``stdout``, but with level WARNING, and
+        :attr:`stderr`; ``"stdout"`` for where standard output goes
+    :raises ValueError: if ``timeout`` is negative or NaN, ``group`` is not ``None``, there is no
+        such start method, or ``stdout`` or ``stderr`` is another string
     :raises TypeError: if an argument is of a wrong type
     """
 
@@ -77,6 +84,8 @@ class AsyncProcess(ProcessFacts[T_co]):
         start_method: str | None = None,
         timeout: float | None = None,
         stop: StopPolicy | None = None,
+        stdout: Output = None,
+        stderr: ErrorOutput = None,
     ) -> None: ...
 
     @overload
@@ -92,6 +101,8 @@ class AsyncProcess(ProcessFacts[T_co]):
         start_method: str | None = None,
         timeout: float | None = None,
         stop: StopPolicy | None = None,
+        stdout: Output = None,
+        stderr: ErrorOutput = None,
     ) -> None: ...
 
     @overload
@@ -107,6 +118,8 @@ class AsyncProcess(ProcessFacts[T_co]):
         start_method: str | None = None,
         timeout: float | None = None,
         stop: StopPolicy | None = None,
+        stdout: Output = None,
+        stderr: ErrorOutput = None,
     ) -> None: ...
 
     def __init__(
@@ -121,6 +134,8 @@ class AsyncProcess(ProcessFacts[T_co]):
         start_method: str | None = None,
         timeout: float | None = None,
         stop: StopPolicy | None = None,
+        stdout: Output = None,
+        stderr: ErrorOutput = None,
     ) -> None:
         if group is not None:
             raise ValueError("group must be None: there are no process groups of that kind yet")
@@ -128,6 +143,7 @@ class AsyncProcess(ProcessFacts[T_co]):
             raise TypeError(f"target must be callable, not {type(target).__name__}")
         if name is not None and not isinstance(name, str):
             raise TypeError(f"name must be a string, not {type(name).__name__}")
+        check_output(stdout, stderr)
         method = check_start_method(start_method)
         self._set_up(
             ProcessHandle(
@@ -136,6 +152,7 @@ class AsyncProcess(ProcessFacts[T_co]):
                 call=Call(target or _do_nothing, tuple(args), dict(kwargs)),
                 policy=check_stop_policy(stop),
                 timeout=check_timeout(timeout),
+                output=OutputCapture(stdout, stderr),
             )
         )
 

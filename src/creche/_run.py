@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Coroutine
-from typing import Any, ParamSpec, TypeVar, TypeVarTuple, Unpack, overload
+from typing import Any, Literal, ParamSpec, TypeVar, TypeVarTuple, Unpack, overload
 
 import anyio
 import anyio.lowlevel
 
 from ._durations import check_timeout
 from ._errors import ProcessTimeout
+from ._output import check_output
 from ._platform import usable_cpus
 from ._process import AsyncProcess
 from ._stop_policy import StopPolicy
@@ -20,6 +22,8 @@ __all__ = ["current_default_run_limiter", "in_process", "run_in_process"]
 T = TypeVar("T")
 P = ParamSpec("P")
 PosArgsT = TypeVarTuple("PosArgsT")
+
+_NO_STREAM = "there is no process object to read it from; use AsyncProcess or a nursery"
 
 _default_limiter: anyio.lowlevel.RunVar[anyio.CapacityLimiter] = anyio.lowlevel.RunVar(
     "_creche_default_run_limiter"
@@ -49,6 +53,8 @@ async def run_in_process(
     stop: StopPolicy | None = None,
     start_method: str | None = None,
     limiter: anyio.CapacityLimiter | None = None,
+    stdout: logging.Logger | None = None,
+    stderr: logging.Logger | Literal["stdout"] | None = None,
 ) -> T: ...
 
 
@@ -61,6 +67,8 @@ async def run_in_process(
     stop: StopPolicy | None = None,
     start_method: str | None = None,
     limiter: anyio.CapacityLimiter | None = None,
+    stdout: logging.Logger | None = None,
+    stderr: logging.Logger | Literal["stdout"] | None = None,
 ) -> T: ...
 
 
@@ -72,6 +80,8 @@ async def run_in_process(
     stop: StopPolicy | None = None,
     start_method: str | None = None,
     limiter: anyio.CapacityLimiter | None = None,
+    stdout: logging.Logger | None = None,
+    stderr: logging.Logger | Literal["stdout"] | None = None,
 ) -> Any:
     """Call ``func(*args)`` in a fresh process of its own; return its value or raise its error.
 
@@ -89,8 +99,12 @@ async def run_in_process(
     :param start_method: as for :class:`AsyncProcess`
     :param limiter: bounds how many processes run at once. By default, all calls in an event loop
         share :func:`current_default_run_limiter`
+    :param stdout: a logger for the lines that the process writes to its standard output, as for
+        :class:`AsyncProcess`; by default they go to the application's own
+    :param stderr: a logger for those of standard error; ``"stdout"`` for where standard output goes
     :raises Exception: whatever ``func`` raises, and all that :meth:`AsyncProcess.result` raises
     """
+    check_output(stdout, stderr, no_stream=_NO_STREAM)
     process: AsyncProcess[Any] = AsyncProcess(
         target=func,
         name=name,
@@ -98,6 +112,8 @@ async def run_in_process(
         timeout=timeout,
         stop=stop,
         start_method=start_method,
+        stdout=stdout,
+        stderr=stderr,
     )
     if name is None:
         name_after(process, func)
@@ -117,6 +133,8 @@ def in_process(
     stop: StopPolicy | None = None,
     start_method: str | None = None,
     limiter: anyio.CapacityLimiter | None = None,
+    stdout: logging.Logger | None = None,
+    stderr: logging.Logger | Literal["stdout"] | None = None,
 ) -> _InProcess:
     """Decorate a module-level function so that every call of it runs in a process of its own::
 
@@ -129,8 +147,15 @@ def in_process(
     cancellation are those of :func:`run_in_process`.
     """
     check_timeout(timeout)
+    check_output(stdout, stderr, no_stream=_NO_STREAM)
     return _InProcess(
-        timeout=timeout, name=name, stop=stop, start_method=start_method, limiter=limiter
+        timeout=timeout,
+        name=name,
+        stop=stop,
+        start_method=start_method,
+        limiter=limiter,
+        stdout=stdout,
+        stderr=stderr,
     )
 
 

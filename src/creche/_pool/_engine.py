@@ -258,6 +258,8 @@ class PoolEngine:
             name=f"{options.name}-worker-{number}",
             stop=options.stop,
             start_method=options.start_method,
+            stdout=options.stdout,
+            stderr=options.stderr,
         )
         preload_in_server(process._handle.process, options.preload)
         worker = Worker(number, process, scheduler, self.loop, options, self.jobs)

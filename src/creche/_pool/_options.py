@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from .._durations import check_duration
+from .._output import check_output
 from .._platform import usable_cpus
 from .._start_methods import check_start_method
 from .._stop_policy import StopPolicy, check_stop_policy
@@ -32,6 +34,8 @@ class PoolOptions:
     stop: StopPolicy
     start_method: str
     name: str
+    stdout: logging.Logger | None
+    stderr: logging.Logger | Literal["stdout"] | None
 
 
 def check_options(
@@ -50,6 +54,8 @@ def check_options(
     stop: StopPolicy | None,
     start_method: str | None,
     name: str,
+    stdout: logging.Logger | None,
+    stderr: logging.Logger | Literal["stdout"] | None,
 ) -> PoolOptions:
     """Check the arguments of :func:`creche.open_pool`.
 
@@ -80,6 +86,7 @@ def check_options(
         raise TypeError("preload must be a sequence of names of modules")
     if not isinstance(initargs, Iterable):
         raise TypeError(f"initargs must be a sequence, not {type(initargs).__name__}")
+    check_output(stdout, stderr, no_stream="workers serve many calls; use a logging.Logger")
     return PoolOptions(
         workers=workers,
         min_workers=min_workers,
@@ -95,6 +102,8 @@ def check_options(
         stop=check_stop_policy(stop),
         start_method=check_start_method(start_method),
         name=name,
+        stdout=stdout,
+        stderr=stderr,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Literal, TypeVar, TypeVarTuple, Unpack, overload
@@ -47,6 +48,8 @@ def open_pool(
     stop: StopPolicy | None = None,
     start_method: str | None = None,
     name: str | None = None,
+    stdout: logging.Logger | None = None,
+    stderr: logging.Logger | Literal["stdout"] | None = None,
 ) -> ProcessPool:
     """Return a :class:`ProcessPool`, to be used in ``async with``.
 
@@ -75,6 +78,9 @@ def open_pool(
     :param stop: how workers are stopped
     :param start_method: as for :class:`AsyncProcess`
     :param name: the name of the pool, with which those of its workers begin
+    :param stdout: a logger for the lines that workers write to their standard output, as for
+        :class:`AsyncProcess`; by default they go to the application's own
+    :param stderr: a logger for those of standard error; ``"stdout"`` for where standard output goes
     :raises ValueError: if an argument is out of its range
     :raises TypeError: if an argument is of a wrong type
 
@@ -98,6 +104,8 @@ def open_pool(
             stop=stop,
             start_method=start_method,
             name=f"pool-{next(_numbers)}" if name is None else name,
+            stdout=stdout,
+            stderr=stderr,
         )
     )
 
