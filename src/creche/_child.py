@@ -21,6 +21,7 @@ from ._loops import current_loop, post, run_to_end
 from ._multiprocessing import util
 from ._start_methods import import_main, settle_in
 from ._stop_request import StopListener, StopRequested
+from ._wire._context import CallInContext
 from ._wire._framing import FrameKind, FrameReader, Section, pack
 from ._wire._outcomes import (
     Call,
@@ -243,7 +244,7 @@ def _do_nothing() -> None:
 
 def is_async(func: Callable[..., Any]) -> bool:
     """Whether ``func`` gives a coroutine, looking through partials and callable objects."""
-    while isinstance(func, functools.partial):
+    while isinstance(func, functools.partial | CallInContext):
         func = func.func
     call = type(func).__call__
     return inspect.iscoroutinefunction(func) or inspect.iscoroutinefunction(call)

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import _failures
+from ._carried import call_in_context
 from ._errors import ProcessError
 from ._inbox import Inbox
 from ._launching import start_child
@@ -73,6 +74,10 @@ class ProcessHandle(ProcessLife):
         self._timers: list[Timer] = []
 
     # --- from any thread ----------------------------------------------------------------------
+
+    def take_context(self) -> None:
+        """Have the function find what it is to find of the context of the caller."""
+        self._call = call_in_context(self._call)
 
     def start(self, runtime: Runtime, backend: str) -> None:
         """Begin to start the process; :attr:`launched` tells when that is done.

@@ -367,6 +367,7 @@ class AsyncProcess(ProcessFacts[T_co]):
                 " multiprocessing does not allow these to have children. Use daemon=False there"
             )
         loop = current_loop()
+        self._handle.take_context()
         try:
             machinery = runtime()
         except (OSError, RuntimeError) as error:  # no descriptors, or no threads left

@@ -13,7 +13,7 @@ PACKAGE = Path(creche.__file__).parent
 # there is no cycle.
 LAYERS = [
     ["__init__"],
-    ["to_process", "progress"],
+    ["to_process", "progress", "context"],
     ["_pool"],
     ["_nursery"],
     ["_run", "from_process", "_preload"],
@@ -22,7 +22,7 @@ LAYERS = [
     ["_life", "_launching", "_inbox", "_stopping"],
     ["_output"],
     ["_runtime"],
-    ["_watcher", "_child", "_loop_poller"],
+    ["_watcher", "_child", "_loop_poller", "_carried"],
     ["_child_output"],
     ["_stop_request"],
     ["_start_methods"],

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar, TypeVarTuple, Unpack, overload
 
 import anyio
 
+from .._carried import carriers, in_context
 from .._durations import check_timeout
 from .._errors import ProcessStateError, ProcessTimeout
 from .._loops import waiter_in
@@ -196,6 +197,8 @@ class ProcessPool:
             return await self._run_within(timeout, func, args)
         engine = self._engine
         engine.check_usable()
+        if carriers.all:
+            func = in_context(func)
         payload = engine.pickle_plain(func, args) or await engine.pickle(func, args)
         waiter = waiter_in(engine.loop)
         call = PoolCall(payload, what_runs(func), waiter.wake)
@@ -333,7 +336,7 @@ class ProcessPool:
             on_error=on_error,
             on_progress=on_progress,
         )
-        return ProcessMap(MapRun(engine, func, iterables, options))
+        return ProcessMap(MapRun(engine, in_context(func), iterables, options))
 
     def statistics(self) -> PoolStatistics:
         """Return how things are just now.
