@@ -102,7 +102,8 @@ class LineStream(ObjectReceiveStream[str]):
                 return None
             chunk = self._chunks.popleft()
             self._size -= len(chunk)
-            has_room, self._full = self._full, False
+            has_room = self._full and self._size < self._limit
+            self._full = self._full and not has_room
         if has_room:
             self.on_room()
         return chunk

@@ -32,6 +32,10 @@ from ._wire._context import NOTHING, Carrier, VariableCarrier
 __all__ = ["Carried", "carry", "carry_trace_context", "drop"]
 
 
+# A child calls it by the second name until it has imported it.
+_MAIN = ("__main__", "__mp_main__")
+
+
 class Carried:
     """What :func:`carry` and :func:`carry_trace_context` return. As a context manager, it takes
     back at the end of its block what the call has added."""
@@ -125,9 +129,8 @@ def _find(variable: ContextVar[Any]) -> Carrier:
         with suppress(Exception):  # not everything in there is a module
             for name, value in list(vars(module).items()):
                 if value is variable and _can_be_imported(module_name, module):
-                    # A child calls it __mp_main__ while it imports it.
-                    is_main = module_name in ("__main__", "__mp_main__")
-                    found_in = "__main__" if is_main else module_name
+                    is_main = module_name in _MAIN
+                    found_in = _MAIN[0] if is_main else module_name
                     found.append((is_main, name != variable.name, found_in, name))
     if not found:
         raise ValueError(
@@ -139,6 +142,7 @@ def _find(variable: ContextVar[Any]) -> Carrier:
 
 
 def _can_be_imported(name: str, module: ModuleType) -> bool:
-    if name == "__main__":
-        return bool(main_module_settings())
-    return name == "__mp_main__" or module.__spec__ is not None
+    if name in _MAIN:
+        is_being_imported = module is not sys.modules.get(_MAIN[0])  # in a child
+        return is_being_imported or bool(main_module_settings())
+    return module.__spec__ is not None

@@ -846,6 +846,8 @@ DEFAULTS: dict[str, Any] = {
     "stop": None,
     "start_method": None,
     "name": "p",
+    "stdout": None,
+    "stderr": None,
 }
 
 
