@@ -67,8 +67,8 @@ class ProcessNursery:
         stdout: Output,
         stderr: ErrorOutput,
     ) -> None:
-        self._stdout = stdout
-        self._stderr = stderr
+        self._stdout: Output = stdout
+        self._stderr: ErrorOutput = stderr
         self._limiter = limiter
         self._stop = check_stop_policy(stop)
         self._start_method = start_method

@@ -37,10 +37,6 @@ class OutputReceiver:
     def __init__(self, connection: PipeEnd) -> None:
         self._connection = connection
 
-    @property
-    def closed(self) -> bool:
-        return self._connection.closed
-
     def watch(self, poller: ConnectionPoller, callback: Callable[[], None]) -> None:
         poller.watch(self._connection, callback)
 

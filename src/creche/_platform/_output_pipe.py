@@ -30,10 +30,6 @@ class OutputReceiver:
     def __init__(self, descriptor: int) -> None:
         self._descriptor: int | None = descriptor
 
-    @property
-    def closed(self) -> bool:
-        return self._descriptor is None
-
     def watch(self, poller: DescriptorPoller, callback: Callable[[], None]) -> None:
         if self._descriptor is not None:
             poller.watch(self._descriptor, callback)
