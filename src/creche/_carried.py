@@ -49,9 +49,12 @@ def in_context(func: F) -> F:
     """Return ``func`` with what it is to find of the caller's context, or as it is."""
     if not carriers.all:
         return func
-    loads = tuple((carrier, carrier.take()) for carrier in carriers.all)
-    loads = tuple((carrier, load) for carrier, load in loads if load is not NOTHING)
-    return CallInContext(func, loads) if loads else func  # type: ignore[return-value]
+    taken = [(carrier, carrier.take()) for carrier in carriers.all]
+    taken = [(carrier, load) for carrier, load in taken if load is not NOTHING]
+    if not taken:
+        return func
+    call: Any = CallInContext(func, *zip(*taken, strict=True))
+    return call  # type: ignore[no-any-return]
 
 
 def call_in_context(call: Call | None) -> Call | None:

@@ -100,12 +100,13 @@ def carry_trace_context() -> Carried:
             "carry_trace_context() needs the API of OpenTelemetry: pip install"
             " 'creche[opentelemetry]'"
         ) from error
-    return Carried(carriers.add({TraceCarrier: TraceCarrier()}))
+    return Carried(carriers.add({trace_carrier: trace_carrier}))
 
 
 class TraceCarrier:
     """Carries what OpenTelemetry's propagators take from the context."""
 
+    key = "creche.context:trace_carrier"
     name = "the trace context"
 
     def take(self) -> Any:
@@ -120,6 +121,9 @@ class TraceCarrier:
 
         token = context.attach(propagate.extract(load))
         return lambda: context.detach(token)
+
+
+trace_carrier = TraceCarrier()
 
 
 def _find(variable: ContextVar[Any]) -> Carrier:
@@ -138,7 +142,7 @@ def _find(variable: ContextVar[Any]) -> Carrier:
             " any module that a child could import. Define it at the top level of a module"
         )
     _, _, module_name, name = min(found)
-    return VariableCarrier(module_name, name, variable)
+    return VariableCarrier(f"{module_name}:{name}", variable)
 
 
 def _can_be_imported(name: str, module: ModuleType) -> bool:

@@ -110,8 +110,9 @@ class PoolEngine:
 
     def pickle_plain(self, func: Callable[..., Any], args: tuple[Any, ...]) -> Payload | None:
         """Pickle a call with plain arguments, which takes no time; ``None`` if this is none."""
-        # What a function takes with it from its caller's context may be anything.
-        if self.options.serializer is None and is_plain(args) and type(func) is not CallInContext:
+        if isinstance(func, CallInContext) and not is_plain(func.loads):
+            return None
+        if self.options.serializer is None and is_plain(args):
             try:
                 return Payload([[dumps_plain((func, args))]], heavy=False)
             except BaseException:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Coroutine
-from contextlib import ExitStack
 from contextvars import ContextVar
 from importlib import import_module
 from types import CoroutineType
@@ -15,7 +15,12 @@ NOTHING: Any = object()
 
 
 class Carrier(Protocol):
-    """Takes one thing from the context of the caller to that of the function; can be pickled."""
+    """Takes one thing from the context of the caller to that of the function."""
+
+    @property
+    def key(self) -> str:
+        """``module:attribute``, where both sides find the carrier, or its context variable."""
+        ...
 
     @property
     def name(self) -> str:
@@ -32,71 +37,85 @@ class Carrier(Protocol):
 
 
 class VariableCarrier:
-    """Carries the value of a context variable, which both sides find as a module's attribute."""
+    """Carries the value of a context variable."""
 
-    __slots__ = ("_module", "_name", "_variable")
-
-    def __init__(self, module: str, name: str, variable: ContextVar[Any] | None = None) -> None:
-        self._module = module
-        self._name = name
+    def __init__(self, key: str, variable: ContextVar[Any]) -> None:
+        self.key = key
         self._variable = variable
-
-    def __reduce__(self) -> Any:
-        return _variable_carrier, (self._module, self._name)
 
     @property
     def name(self) -> str:
-        return f"the value of the context variable {self._module}.{self._name}"
+        return f"the value of the context variable {self.key.replace(':', '.')}"
 
     def take(self) -> Any:
-        assert self._variable is not None
         return self._variable.get(NOTHING)
 
     def put(self, load: Any) -> Callable[[], object]:
-        variable = self._variable
-        if variable is None:
-            module = sys.modules.get(self._module) or import_module(self._module)
-            variable = self._variable = getattr(module, self._name)
-        token = variable.set(load)
-        return lambda: variable.reset(token)
-
-
-_carriers: dict[tuple[str, str], VariableCarrier] = {}  # that came in a pickle
-
-
-def _variable_carrier(module: str, name: str) -> VariableCarrier:
-    return _carriers.setdefault((module, name), VariableCarrier(module, name))
+        return functools.partial(self._variable.reset, self._variable.set(load))
 
 
 class CallInContext:
     """Calls a function, plain or ``async``, with what was taken from the caller's context.
 
     :param func: the function
-    :param loads: what was taken, and by whom
+    :param carriers: who has taken something
+    :param loads: what each of them has taken
     """
 
-    __slots__ = ("func", "loads")
+    __slots__ = ("carriers", "func", "loads")
 
-    def __init__(self, func: Callable[..., Any], loads: tuple[tuple[Carrier, Any], ...]) -> None:
+    def __init__(
+        self, func: Callable[..., Any], carriers: tuple[Carrier, ...], loads: tuple[Any, ...]
+    ) -> None:
         self.func = func
+        self.carriers = carriers
         self.loads = loads
 
     def __reduce__(self) -> Any:
-        return CallInContext, (self.func, self.loads)
+        return _rebuild, (self.func, tuple([c.key for c in self.carriers]), self.loads)
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        with ExitStack() as stack:
-            self._put(stack)
+        undo: list[Callable[[], object]] = []
+        try:
+            self._put(undo)
             value = self.func(*args, **kwargs)
+        finally:
+            _take_back(undo)
         return self._await(value) if type(value) is CoroutineType else value
 
     async def _await(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         # In the task in which it runs, and for as long as it does.
-        with ExitStack() as stack:
-            stack.callback(coroutine.close)
-            self._put(stack)
+        undo: list[Callable[[], object]] = []
+        try:
+            self._put(undo)
             return await coroutine
+        finally:
+            coroutine.close()
+            _take_back(undo)
 
-    def _put(self, stack: ExitStack) -> None:
-        for carrier, load in self.loads:
-            stack.callback(carrier.put(load))
+    def _put(self, undo: list[Callable[[], object]]) -> None:
+        for carrier, load in zip(self.carriers, self.loads, strict=True):
+            undo.append(carrier.put(load))
+
+
+def _take_back(undo: list[Callable[[], object]]) -> None:
+    while undo:
+        undo.pop()()
+
+
+def _rebuild(
+    func: Callable[..., Any], keys: tuple[str, ...], loads: tuple[Any, ...]
+) -> CallInContext:
+    return CallInContext(func, _find_carriers(keys), loads)
+
+
+@functools.cache
+def _find_carriers(keys: tuple[str, ...]) -> tuple[Carrier, ...]:
+    return tuple(map(_find_carrier, keys))
+
+
+def _find_carrier(key: str) -> Carrier:
+    module_name, _, attribute = key.partition(":")
+    module = sys.modules.get(module_name) or import_module(module_name)
+    found: Any = getattr(module, attribute)
+    return VariableCarrier(key, found) if isinstance(found, ContextVar) else found

@@ -278,7 +278,8 @@ def _find_unpicklable(call: Call) -> str | None:
     """Name the part of a call that does not pickle by itself."""
     func, parts = call.func, list[tuple[str, object]]()
     if isinstance(func, CallInContext):
-        parts += [(carrier.name, load) for carrier, load in func.loads]
+        names = [carrier.name for carrier in func.carriers]
+        parts += zip(names, func.loads, strict=True)
         func = func.func
     parts.insert(0, ("the function", func))
     parts += [(f"argument {i}", arg) for i, arg in enumerate(call.args, start=1)]
