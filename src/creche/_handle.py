@@ -59,7 +59,7 @@ class ProcessHandle(ProcessLife):
         self.keeps_descriptors = False
         self.on_forget: Callable[[], object] | None = None
         self.output = OutputCapture(None, None) if output is None else output
-        self.finished.tell(self.output.end_streams, None)
+        self.gone.tell(self.output.end_streams, None)
         self._call = call
         self._maybe_runtime: Runtime | None = None
         self._popen: Any = None

@@ -147,7 +147,7 @@ class OutputCapture:
             self._on_idle()
 
     def end_streams(self) -> None:
-        """From any thread: the process has ended, or will never be started."""
+        """From any thread: the process has ended, will never be started, or does not die."""
         for reader in self._readers:
             if reader.stream is not None:
                 reader.stream.end()

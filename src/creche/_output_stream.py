@@ -66,10 +66,11 @@ class LineStream(ObjectReceiveStream[str]):
                 raise anyio.BusyResourceError("receiving from")
             if self._lines:
                 return self._lines.popleft()
+            ended = self._ended  # before looking for what comes before that
             chunk = self._take_chunk()
             if chunk is not None:
                 self._lines.extend(self._splitter.feed(chunk))
-            elif self._ended:  # which comes after the last chunk
+            elif ended:
                 self._lines.extend(self._splitter.finish())
                 if not self._lines:
                     raise anyio.EndOfStream
