@@ -30,7 +30,7 @@ os.environ[MARKER] = _marker = uuid.uuid4().hex
 # The connections of whoever runs these tests: pytest's own and those of its workers.
 os.environ[NOT_OURS] = " ".join(sockets_and_pipes().values())
 
-# The watcher, the starter, two picklers and the logger, however many processes there are.
+# The watcher, the starter, two picklers and the logs, however many processes there are.
 CRECHE_THREADS = 5
 # Threads that anyio, asyncio and Trio keep for a while.
 OTHER_THREADS = 8

@@ -33,7 +33,7 @@ from targets import add, add_async, echo, fail, put, start_server, start_server_
 
 import creche
 from creche import _launching
-from creche._child import parent_connection
+from creche._parent_connection import parent_connection
 from creche._platform._connection_poller import ConnectionPoller
 from creche._platform._connection_wire import ChildWire, ParentWire, wire_pair
 from creche._wire._framing import FrameKind, FrameReader, Section, pack

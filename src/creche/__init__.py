@@ -33,6 +33,8 @@ from ._preload import Preloaded as Preloaded
 from ._preload import fork_server_statistics as fork_server_statistics
 from ._preload import preload as preload
 from ._process import AsyncProcess as AsyncProcess
+from ._progress_feed import Progress as Progress
+from ._progress_feed import ProgressFeed as ProgressFeed
 from ._run import current_default_run_limiter as current_default_run_limiter
 from ._run import in_process as in_process
 from ._run import run_in_process as run_in_process

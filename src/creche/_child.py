@@ -6,23 +6,24 @@ import functools
 import inspect
 import os
 import sys
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from multiprocessing import current_process
 from typing import Any
 
 import anyio
 
 from . import _platform
 from ._child_output import ChildOutput
-from ._errors import ProcessStateError
+from ._log_forwarding import LogSettings, forward_logs
 from ._loops import current_loop, post, run_to_end
 from ._multiprocessing import util
+from ._parent_connection import CurrentProcess, ParentConnection, set_parent_connection
 from ._start_methods import import_main, settle_in
 from ._stop_request import StopListener, StopRequested
 from ._wire._context import CallInContext
-from ._wire._framing import FrameKind, FrameReader, Section, pack
+from ._wire._framing import FrameKind, pack
 from ._wire._outcomes import (
     Call,
     Message,
@@ -51,6 +52,8 @@ class ChildMain:
     :param backend: anyio's name of the event loop that async functions run in
     :param own_run: the ``run`` of a process object that brings its own, to be called instead
     :param start_method: how the child came into being
+    :param parent_pid: the process id of the application
+    :param logs: which log records the parent wants; ``None`` where it wants none
     :param output: where its output goes; ``None`` for the application's own
     """
 
@@ -62,6 +65,8 @@ class ChildMain:
     backend: str
     own_run: Callable[[], object] | None
     start_method: str
+    parent_pid: int
+    logs: LogSettings | None = None
     output: ChildOutput | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -86,8 +91,9 @@ class ChildMain:
             self.output.take_over()
         stop = StopListener()
         stop.listen(forked=self.start_method == "fork")
-        global _connection
-        connection = _connection = ParentConnection(self.wire)
+        connection = ParentConnection(self.wire, stop)
+        connection.facts = self._facts()
+        set_parent_connection(connection)
         self.wire.listen()
         connection.send((FrameKind.RUNNING, []))
         receive_handles(self.descriptors, self.objects)
@@ -109,7 +115,7 @@ class ChildMain:
         stop = StopListener()
         try:
             stop.listen(forked=False)
-            connection = ParentConnection(self.wire)
+            connection = ParentConnection(self.wire, stop)
             connection.send((FrameKind.RUNNING, []))
             connection.send(self._run(connection, stop)[0])
         finally:
@@ -125,11 +131,14 @@ class ChildMain:
                         import_main(self.main)
                     except Exception as error:
                         return failure_message(FrameKind.BAD_MAIN, error), 1
+                    if self.logs is not None:
+                        forward_logs(self.logs, connection)
                     try:
                         func, args, kwargs = self._receive_call(connection)
                     except Exception as error:
                         return failure_message(FrameKind.BAD_CALL, error), 1
                 if isinstance(func, ChildProgram):
+                    connection.serves_calls = True
                     value = func(ChildContext(self.backend, stop), *args)
                 else:
                     value = _call(func, args, kwargs, self.backend, stop)
@@ -145,6 +154,15 @@ class ChildMain:
             return exception_message(error), 1
         message = value_message(value)
         return message, int(message[0] is FrameKind.BAD_VALUE)
+
+    def _facts(self) -> CurrentProcess:
+        return CurrentProcess(
+            name=current_process().name,
+            pid=os.getpid(),
+            parent_pid=self.parent_pid,
+            start_method=self.start_method,
+            backend=self.backend,
+        )
 
     def _receive_call(self, connection: ParentConnection) -> Any:
         if self.own_run is not None:
@@ -167,59 +185,6 @@ class ChildProgram(ABC):
     def __call__(self, context: ChildContext, *args: Any) -> object: ...
 
 
-class ParentConnection:
-    """The child's connection to its parent. Any thread of the child may send."""
-
-    def __init__(self, wire: _platform.ChildWire) -> None:
-        self.pid = os.getpid()
-        self._wire = wire
-        self._sending = threading.Lock()
-        self._said_started = False
-        self._cut_off = False
-
-    def send(self, message: Message) -> bool:
-        """Send a message; return whether there was a connection to send it over."""
-        with self._sending:
-            if self._cut_off:
-                return False
-            try:
-                self._wire.send(pack(*message))
-            except OSError:  # the parent is gone, or the function closed every descriptor
-                return False
-            except BaseException:  # a request to stop, in the middle of a frame
-                self._cut_off = True
-                raise
-        return True
-
-    def send_started(self, message: Message) -> None:
-        """Send what ``started()`` was given.
-
-        :raises ProcessStateError: if it was called before
-        """
-        if self._said_started:
-            raise ProcessStateError("started() was called before in this process")
-        self._said_started = True
-        self.send(message)
-
-    def receive_call(self) -> list[Section]:
-        """Block until the function and its arguments are here."""
-        reader = FrameReader()
-        while data := self._wire.receive():
-            for frame in reader.feed(data):
-                return frame.sections
-        raise EOFError("the parent closed the connection")
-
-
-_connection: ParentConnection | None = None
-
-
-def parent_connection() -> ParentConnection | None:
-    """The connection to the parent, or ``None`` where this is not a child of creche's."""
-    if _connection is None or _connection.pid != os.getpid():
-        return None
-    return _connection
-
-
 def sample() -> tuple[ChildMain, _platform.ParentWire]:
     """What a child can :meth:`~ChildMain.rehearse` with, and the other end of its wire."""
     parents_end, childs_end = _platform.wire_pair()
@@ -234,6 +199,7 @@ def sample() -> tuple[ChildMain, _platform.ParentWire]:
         backend="asyncio",
         own_run=None,
         start_method="creche",
+        parent_pid=os.getpid(),
     )
     return main, parents_end
 

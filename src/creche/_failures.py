@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
-
 from ._errors import (
     ProcessDied,
     ProcessError,
@@ -53,41 +51,30 @@ def killed_in_vain(name: str, pid: int, kill_timeout: float) -> ProcessStuckErro
     )
 
 
-class Heard(Protocol):
-    """What a process has sent."""
-
-    error: Any
-    """Why it was garbage, if it was."""
-
-    @property
-    def cut_off(self) -> bool:
-        """Whether what came last is the beginning of something."""
-        ...
-
-
 def died(
-    name: str, pid: int | None, exitcode: int | None, heard: Heard | None, *, never_ran: bool
+    name: str,
+    pid: int | None,
+    exitcode: int | None,
+    *,
+    ran: bool,
+    garbage: Exception | None,
+    cut_off: bool,
 ) -> ProcessError:
-    """Why a process gave no outcome.
+    """Say how a process ended that gave no outcome.
 
-    :param heard: what it has sent, if there is a connection to it
-    :param never_ran: whether it did not come to run its function
+    :param ran: whether it may have got as far as to its function
+    :param garbage: what was wrong with what it has sent
+    :param cut_off: whether what came last is the beginning of something
     """
-    if heard is None:
-        return ProcessDied(exitcode, name=name, pid=pid)
-    if heard.error is not None:
-        return wrote_garbage(name, pid, heard.error)
-    if never_ran and exitcode is not None and exitcode > 0:
-        return ended_before_running(name, pid, exitcode)
-    detail = "it died while sending its result" if heard.cut_off else ""
+    if garbage is not None:
+        return wrote_garbage(name, pid, garbage)
+    if not ran and exitcode is not None and exitcode > 0:
+        return ProcessStartError(
+            f"{describe(name, pid)} ended with exit code {exitcode} before it could run its"
+            " function; it wrote the reason to stderr"
+        )
+    detail = "it died while sending its result" if cut_off else ""
     return ProcessDied(exitcode, name=name, pid=pid, detail=detail)
-
-
-def ended_before_running(name: str, pid: int | None, exitcode: int) -> ProcessStartError:
-    return ProcessStartError(
-        f"{describe(name, pid)} ended with exit code {exitcode} before it could run its function;"
-        " it wrote the reason to stderr"
-    )
 
 
 def wrote_garbage(name: str, pid: int | None, garbage: Exception) -> SerializationError:

@@ -19,6 +19,7 @@ from typing import Any
 
 from . import _failures
 from ._carried import call_in_context
+from ._conversation import Conversation
 from ._errors import ProcessError
 from ._inbox import Inbox
 from ._launching import start_child
@@ -28,6 +29,7 @@ from ._output import OutputCapture
 from ._platform import ParentWire
 from ._runtime import Runtime
 from ._start_methods import abort_start, forget_process, own_started
+from ._starter import Claim
 from ._stop_policy import StopPolicy
 from ._stopping import StoppableChild, Stopper
 from ._watcher import Timer
@@ -41,6 +43,7 @@ class ProcessHandle(ProcessLife):
     :param method: its start method
     :param call: what it runs; ``None`` where the process object brings its own ``run``
     :param timeout: seconds from the start after which it is stopped, or ``None``
+    :param conversation: what the child says while it runs
     :param output: what becomes of its output, if that is not the application's own
     """
 
@@ -52,10 +55,12 @@ class ProcessHandle(ProcessLife):
         call: Call | None,
         policy: StopPolicy,
         timeout: float | None,
+        conversation: Conversation,
         output: OutputCapture | None = None,
     ) -> None:
         super().__init__(process, policy, timeout)
         self.method = method
+        self.conversation = conversation
         self.keeps_descriptors = False
         self.on_forget: Callable[[], object] | None = None
         self.output = OutputCapture(None, None) if output is None else output
@@ -69,7 +74,7 @@ class ProcessHandle(ProcessLife):
         self._stopper: Stopper | None = None
         self._stop_when_launched: StopPolicy | None = None
         self._owned = False
-        self._start_claims = [None]
+        self._start_claim = Claim()  # to start the process, or to see that it never is
         self._stopping = False
         self._timers: list[Timer] = []
 
@@ -101,7 +106,7 @@ class ProcessHandle(ProcessLife):
         runtime.live.add(self)
         if self.timeout is not None:
             runtime.watcher.call_soon(self._start_timeout)
-        self._claim_start()
+        self._start_claim.take()
         self._launch(lambda: own_started(self.process))
 
     def stop(self, policy: StopPolicy) -> None:
@@ -126,6 +131,7 @@ class ProcessHandle(ProcessLife):
         """In a fork of this process: close our copies of what belongs to its parent."""
         if self.on_forget is not None:
             self.on_forget()
+        self.conversation.forget()
         if self._wire is not None:
             self._wire.forget()
         self.output.close()
@@ -143,18 +149,10 @@ class ProcessHandle(ProcessLife):
         assert self._maybe_runtime is not None, "the process was not started"
         return self._maybe_runtime
 
-    def _claim_start(self) -> bool:
-        """Whether it is the caller's to start the process, or to see that it never is."""
-        try:
-            self._start_claims.pop()  # by one thread only
-        except IndexError:
-            return False
-        return True
-
     # --- in the starter thread ----------------------------------------------------------------
 
     def _start(self, backend: str) -> None:
-        if self._claim_start():
+        if self._start_claim.take():
             self._launch(lambda: self._make_child(backend))
 
     def _launch(self, start_process: Callable[[], Any]) -> None:
@@ -177,6 +175,7 @@ class ProcessHandle(ProcessLife):
             call=call,
             backend=backend,
             lifeline=self._runtime.lifeline,
+            logs=self.conversation.log_settings(),
             output=self.output,
             on_wire=self._set_wire,
         )
@@ -197,9 +196,9 @@ class ProcessHandle(ProcessLife):
         watcher = self._runtime.watcher
         self._stopper = Stopper(watcher, StoppableChild(self._popen, self._wire), self._give_up)
         if self._wire is not None:
-            self._inbox = Inbox(
-                self, watcher, self._runtime.picklers, self.process.name, self._popen.pid
-            )
+            self.conversation.open(self._wire, self._settle_if_known)
+            name, pid = self.process.name, self._popen.pid
+            self._inbox = Inbox(self, self._runtime, self.conversation, name, pid)
             self._wire.attach(watcher.poller, self._inbox.receive)
         self.output.attach(
             watcher,
@@ -284,7 +283,7 @@ class ProcessHandle(ProcessLife):
             return
         self._stopping = True
         self.output.expect_end()
-        if self._claim_start():
+        if self._start_claim.take():
             self._not_started(_failures.stopped_before_start(self.process.name))
         elif self.exitcode is not None:
             self._expect_unpickled()
@@ -339,15 +338,21 @@ class ProcessHandle(ProcessLife):
 
     def _death(self) -> ProcessError:
         """Say how a process ended that gave no outcome."""
-        never_ran = self.state is ProcessState.STARTED and not self.stop_requested
         return _failures.died(
-            self.process.name, self.pid, self._known_exitcode, self._inbox, never_ran=never_ran
+            self.process.name,
+            self.pid,
+            self._known_exitcode,
+            ran=self.state is ProcessState.RUNNING or self.stop_requested or self._inbox is None,
+            garbage=None if self._inbox is None else self._inbox.error,
+            cut_off=self._inbox is not None and self._inbox.cut_off,
         )
 
     def _settle_if_known(self) -> None:
         """The process has ended: its outcome is known when all that it has said is unpickled."""
         inbox = self._inbox
-        if self.exitcode is None or (inbox is not None and inbox.busy) or self.output.busy:
+        if self.exitcode is None or self.outcome is not None or self.output.busy:
+            return
+        if inbox is not None and inbox.busy:
             return
         if inbox is not None and inbox.outcome is not None:
             self._settle(inbox.outcome)
@@ -370,6 +375,7 @@ class ProcessHandle(ProcessLife):
         if self._stopper is not None:
             self._stopper.close()
         self.outcome = outcome
+        self.conversation.close()
         self._advance(Event.END)
         self._runtime.live.discard(self)
         self._set_all_latches()

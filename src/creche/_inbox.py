@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from ._watcher import Watcher
+from ._conversation import Conversation, Threads
 from ._wire._framing import BadFrameError, Frame, FrameKind, FrameReader
 from ._wire._outcomes import Failure, Outcome, cannot_unpickle, decode, decode_plain, decode_started
-from ._worker_threads import Job, WorkerThreads
+from ._worker_threads import Job
 
 # Their outcome is told together with the exit code, which comes later. There is nothing of the
 # application's in them to be unpickled.
@@ -42,15 +42,21 @@ class Inbox:
     """Takes in what one child sends."""
 
     def __init__(
-        self, listener: Listener, watcher: Watcher, picklers: WorkerThreads, name: str, pid: int
+        self,
+        listener: Listener,
+        threads: Threads,
+        conversation: Conversation,
+        name: str,
+        pid: int,
     ) -> None:
         self.started: Outcome | None = None
         self.outcome: Outcome | None = None
         self.error: BadFrameError | None = None
         self.ended = False
         self._listener = listener
-        self._watcher = watcher
-        self._picklers = picklers
+        self._watcher = threads.watcher
+        self._picklers = threads.picklers
+        self._conversation = conversation
         self._name = name
         self._pid = pid
         self._reader = FrameReader()
@@ -69,8 +75,8 @@ class Inbox:
 
     @property
     def busy(self) -> bool:
-        """Whether something is being unpickled."""
-        return bool(self._unpickling)
+        """Whether something that has come is not dealt with yet."""
+        return bool(self._unpickling) or self._conversation.busy
 
     def receive(self, data: bytes) -> None:
         """Take in the next bytes; none at the end."""
@@ -102,7 +108,7 @@ class Inbox:
             self._listener.heard_running()
         elif frame.kind is FrameKind.STARTED:
             self._unpickle_started(frame)
-        elif self._last_frame is None:
+        elif self._last_frame is None and not self._conversation.receive(frame):
             self._last_frame = frame
             self.outcome = decode_plain(frame)
             if self.outcome is None and frame.kind not in _FRAMES_ABOUT_EXITS:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ._child import ChildMain
+from ._log_forwarding import LogSettings
 from ._output import OutputCapture
 from ._platform import Lifeline, ParentWire, wire_pair
 from ._start_methods import main_module_settings, start, ties_children
@@ -22,6 +23,7 @@ def start_child(
     call: Call | None,
     backend: str,
     lifeline: Lifeline,
+    logs: LogSettings | None,
     output: OutputCapture,
     on_wire: Callable[[ParentWire | None], None],
 ) -> Any:
@@ -32,6 +34,7 @@ def start_child(
     :param call: what it is to run; ``None`` for its own ``run``
     :param backend: anyio's name of the backend for async functions
     :param lifeline: what ends with this process
+    :param logs: what log records it is to send
     :param output: what becomes of its output
     :param on_wire: told the wire before the child exists, as a fork that another thread makes
         meanwhile has to close it; and ``None`` when the start has failed
@@ -60,6 +63,8 @@ def start_child(
             backend=backend,
             own_run=process.run if call is None else None,
             start_method=method,
+            parent_pid=os.getpid(),
+            logs=logs,
             output=child_output,
         )
         return start(process, method)

@@ -75,6 +75,21 @@ def post(loop: EventLoop, callback: Callable[[], object]) -> bool:
     return True
 
 
+def loop_context(loop: EventLoop) -> contextvars.Context:
+    """Return a copy of the caller's context, in which callbacks of ``loop`` can run."""
+    context = contextvars.copy_context()
+    sniffio = sys.modules.get("sniffio")
+    if sniffio is not None and isinstance(loop, asyncio.AbstractEventLoop):
+        # It does not take a callback for a part of asyncio, as that runs in no task.
+        context.run(sniffio.current_async_library_cvar.set, "asyncio")
+    return context
+
+
+def post_in(loop: EventLoop, context: contextvars.Context, callback: Callable[[], object]) -> bool:
+    """Do what :func:`post` does, in a context."""
+    return post(loop, lambda: context.run(callback))
+
+
 def run_to_end(main: Callable[[], Awaitable[T]], backend: str) -> T:
     """Run an async function in a new event loop of ``backend``."""
     return anyio.run(main, backend=backend)

@@ -11,6 +11,7 @@ import anyio
 from anyio.abc import TaskGroup, TaskStatus
 
 from ._errors import ProcessDied, ProcessStartError, ProcessStateError, describe
+from ._log_forwarding import LogTarget, check_log_target
 from ._output import ErrorOutput, Output, check_output
 from ._process import AsyncProcess
 from ._run import name_after
@@ -28,6 +29,7 @@ def open_nursery(
     limiter: anyio.CapacityLimiter | None = None,
     stop: StopPolicy | None = None,
     start_method: str | None = None,
+    logs: LogTarget = False,
     stdout: Output = None,
     stderr: ErrorOutput = None,
 ) -> ProcessNursery:
@@ -37,6 +39,7 @@ def open_nursery(
         as are started
     :param stop: how its processes are stopped
     :param start_method: as for :class:`AsyncProcess`
+    :param logs: as for :class:`AsyncProcess`
     :param stdout: where the standard output of its processes goes, as for :class:`AsyncProcess`
     :param stderr: where their standard error goes
     :raises ValueError: if there is no such start method, or ``stdout`` or ``stderr`` is a string
@@ -45,7 +48,12 @@ def open_nursery(
     """
     check_output(stdout, stderr)
     return ProcessNursery(
-        limiter=limiter, stop=stop, start_method=start_method, stdout=stdout, stderr=stderr
+        limiter=limiter,
+        stop=stop,
+        start_method=start_method,
+        logs=logs,
+        stdout=stdout,
+        stderr=stderr,
     )
 
 
@@ -64,6 +72,7 @@ class ProcessNursery:
         limiter: anyio.CapacityLimiter | None,
         stop: StopPolicy | None,
         start_method: str | None,
+        logs: LogTarget,
         stdout: Output,
         stderr: ErrorOutput,
     ) -> None:
@@ -72,6 +81,7 @@ class ProcessNursery:
         self._limiter = limiter
         self._stop = check_stop_policy(stop)
         self._start_method = start_method
+        self._logs = check_log_target(logs)
         self._task_group: TaskGroup = anyio.create_task_group()
         self._processes: dict[AsyncProcess[Any], None] = {}
         self._open = False
@@ -94,6 +104,7 @@ class ProcessNursery:
         name: str | None = None,
         timeout: float | None = None,
         stop: StopPolicy | None = None,
+        logs: LogTarget | None = None,
         stdout: Output = None,
         stderr: ErrorOutput = None,
     ) -> AsyncProcess[T]: ...
@@ -106,6 +117,7 @@ class ProcessNursery:
         name: str | None = None,
         timeout: float | None = None,
         stop: StopPolicy | None = None,
+        logs: LogTarget | None = None,
         stdout: Output = None,
         stderr: ErrorOutput = None,
     ) -> AsyncProcess[T]: ...
@@ -117,6 +129,7 @@ class ProcessNursery:
         name: str | None = None,
         timeout: float | None = None,
         stop: StopPolicy | None = None,
+        logs: LogTarget | None = None,
         stdout: Output = None,
         stderr: ErrorOutput = None,
     ) -> AsyncProcess[Any]:
@@ -127,6 +140,7 @@ class ProcessNursery:
         :param name: the name of the process; by default ``func``'s name and a number
         :param timeout: seconds that the process may run
         :param stop: how the process is stopped, instead of the nursery's own policy
+        :param logs: what becomes of its log records, instead of what the nursery does with them
         :param stdout: where its standard output goes, instead of where that of the nursery's
             processes does
         :param stderr: where its standard error goes
@@ -134,7 +148,7 @@ class ProcessNursery:
             its ``return_value``
         :raises ProcessStateError: if the nursery is not open
         """
-        process = self._make_process(func, args, name, timeout, stop, stdout, stderr)
+        process = self._make_process(func, args, name, timeout, stop, logs, stdout, stderr)
         self._task_group.start_soon(self._run, process, name=process.name)
         return process
 
@@ -145,6 +159,7 @@ class ProcessNursery:
         name: str | None = None,
         timeout: float | None = None,
         stop: StopPolicy | None = None,
+        logs: LogTarget | None = None,
         stdout: Output = None,
         stderr: ErrorOutput = None,
     ) -> Any:
@@ -160,7 +175,7 @@ class ProcessNursery:
         :raises ProcessStartError: if the child ends without calling ``started()``
         :raises ProcessStateError: if the nursery is not open
         """
-        process = self._make_process(func, args, name, timeout, stop, stdout, stderr)
+        process = self._make_process(func, args, name, timeout, stop, logs, stdout, stderr)
         outcome = await self._task_group.start(self._run_until_ready, process, name=process.name)
         if isinstance(outcome, Failure):
             raise outcome.exception
@@ -195,6 +210,7 @@ class ProcessNursery:
         name: str | None,
         timeout: float | None,
         stop: StopPolicy | None,
+        logs: LogTarget | None,
         stdout: Output,
         stderr: ErrorOutput,
     ) -> AsyncProcess[Any]:
@@ -207,6 +223,7 @@ class ProcessNursery:
             timeout=timeout,
             stop=self._stop if stop is None else stop,
             start_method=self._start_method,
+            logs=self._logs if logs is None else logs,
             stdout=self._stdout if stdout is None else stdout,
             stderr=self._stderr if stderr is None else stderr,
         )

@@ -12,10 +12,12 @@ from typing import Any, TypeVar, overload
 import anyio
 import anyio.lowlevel
 
+from ._conversation import Conversation
 from ._durations import check_timeout
 from ._errors import ProcessClosedError, ProcessStartError, ProcessStateError
 from ._handle import ProcessHandle
 from ._lifecycle import ProcessState
+from ._log_forwarding import LogTarget, check_log_target
 from ._loops import EventLoop, backend_of, current_loop
 from ._output import ErrorOutput, Output, OutputCapture, check_output
 from ._process_facts import ProcessFacts
@@ -60,6 +62,10 @@ class AsyncProcess(ProcessFacts[T_co]):
     :param timeout: seconds after which a process that still runs its target is stopped; its outcome
         is a :exc:`ProcessTimeout` then
     :param stop: how the process is stopped
+    :param logs: ``True`` has the log records of the child handled here, by the loggers of the same
+        names, in the order in which they were made and by their levels here; a logger has all of
+        them handled by that one. They are handled in a thread, and before the process is said to
+        have ended. By default the child's loggers are its own affair
     :param stdout: where standard output goes. By default to the application's own. A
         :class:`logging.Logger` gets each line as a record of level INFO; ``"stream"`` makes them
         items of the stream :attr:`stdout`. On POSIX that holds for everything in the process and
@@ -84,6 +90,7 @@ class AsyncProcess(ProcessFacts[T_co]):
         start_method: str | None = None,
         timeout: float | None = None,
         stop: StopPolicy | None = None,
+        logs: LogTarget = False,
         stdout: Output = None,
         stderr: ErrorOutput = None,
     ) -> None: ...
@@ -101,6 +108,7 @@ class AsyncProcess(ProcessFacts[T_co]):
         start_method: str | None = None,
         timeout: float | None = None,
         stop: StopPolicy | None = None,
+        logs: LogTarget = False,
         stdout: Output = None,
         stderr: ErrorOutput = None,
     ) -> None: ...
@@ -118,6 +126,7 @@ class AsyncProcess(ProcessFacts[T_co]):
         start_method: str | None = None,
         timeout: float | None = None,
         stop: StopPolicy | None = None,
+        logs: LogTarget = False,
         stdout: Output = None,
         stderr: ErrorOutput = None,
     ) -> None: ...
@@ -134,6 +143,7 @@ class AsyncProcess(ProcessFacts[T_co]):
         start_method: str | None = None,
         timeout: float | None = None,
         stop: StopPolicy | None = None,
+        logs: LogTarget = False,
         stdout: Output = None,
         stderr: ErrorOutput = None,
     ) -> None:
@@ -152,6 +162,7 @@ class AsyncProcess(ProcessFacts[T_co]):
                 call=Call(target or _do_nothing, tuple(args), dict(kwargs)),
                 policy=check_stop_policy(stop),
                 timeout=check_timeout(timeout),
+                conversation=Conversation(check_log_target(logs)),
                 output=OutputCapture(stdout, stderr),
             )
         )
@@ -163,6 +174,7 @@ class AsyncProcess(ProcessFacts[T_co]):
         *,
         timeout: float | None = None,
         stop: StopPolicy | None = None,
+        logs: LogTarget = False,
     ) -> AsyncProcess[None]:
         """Adopt a ready-made ``multiprocessing`` process, started or not.
 
@@ -174,6 +186,7 @@ class AsyncProcess(ProcessFacts[T_co]):
         :param process: the process object
         :param timeout: as for :class:`AsyncProcess`; counts from the start, or from now
         :param stop: as for :class:`AsyncProcess`
+        :param logs: as for :class:`AsyncProcess`; has no effect where it was started before
         :raises TypeError: if it is not a ``multiprocessing`` process
         :raises ProcessStateError: if it belongs to another process, or was closed
         """
@@ -190,6 +203,7 @@ class AsyncProcess(ProcessFacts[T_co]):
             call=None,
             policy=check_stop_policy(stop),
             timeout=check_timeout(timeout),
+            conversation=Conversation(check_log_target(logs)),
         )
         wrapper: AsyncProcess[None] = AsyncProcess.__new__(AsyncProcess)
         wrapper._set_up(handle)
@@ -273,6 +287,7 @@ class AsyncProcess(ProcessFacts[T_co]):
                 # Gone before it is finished: it was killed in vain.
                 await self._handle.gone.wait()
             self._handle.check_gone()
+            await self._handle.conversation.wait_over()
         else:
             await anyio.lowlevel.checkpoint()
         return self._outcome()
@@ -333,6 +348,7 @@ class AsyncProcess(ProcessFacts[T_co]):
         async with _StopUnlessDone(self):
             await self._handle.gone.wait()
         self._handle.check_gone()
+        await self._handle.conversation.wait_over()
 
     def close(self) -> None:
         """Release what the object holds. It cannot be used any more then.
@@ -372,6 +388,7 @@ class AsyncProcess(ProcessFacts[T_co]):
             machinery = runtime()
         except (OSError, RuntimeError) as error:  # no descriptors, or no threads left
             raise ProcessStartError(f"cannot start {self._who()}: {error}") from error
+        self._handle.conversation.begin(loop, machinery)
         self._handle.start(machinery, backend_of(loop))
         self._loop = loop
 
@@ -435,6 +452,7 @@ class AsyncProcess(ProcessFacts[T_co]):
             self._handle.stop(policy)
             with anyio.CancelScope(shield=True):
                 await self._handle.gone.wait()
+            await self._handle.conversation.wait_over()
             self._handle.check_gone()
 
     def _check_loop(self) -> None:

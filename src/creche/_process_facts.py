@@ -11,6 +11,7 @@ from anyio.abc import ObjectReceiveStream
 from ._errors import ProcessClosedError, ProcessStateError, describe
 from ._handle import ProcessHandle
 from ._lifecycle import ProcessState
+from ._progress_feed import ProgressFeed
 from ._wire._outcomes import Failure, Value
 
 _logger = logging.getLogger("creche")
@@ -88,6 +89,12 @@ class ProcessFacts(Generic[T_co]):
     def authkey(self, authkey: bytes) -> None:
         self._check_not_started("authkey")
         self._handle.process.authkey = authkey
+
+    @property
+    def progress(self) -> ProgressFeed:
+        """What the child reports of its progress by :func:`creche.from_process.report`: an async
+        iterable, which ends with the process."""
+        return self._handle.conversation.progress
 
     @property
     def sentinel(self) -> int:

@@ -12,6 +12,7 @@ import anyio.lowlevel
 
 from ._durations import check_timeout
 from ._errors import ProcessTimeout
+from ._log_forwarding import LogTarget, check_log_target
 from ._output import check_output
 from ._platform import usable_cpus
 from ._process import AsyncProcess
@@ -53,6 +54,7 @@ async def run_in_process(
     stop: StopPolicy | None = None,
     start_method: str | None = None,
     limiter: anyio.CapacityLimiter | None = None,
+    logs: LogTarget = False,
     stdout: logging.Logger | None = None,
     stderr: logging.Logger | Literal["stdout"] | None = None,
 ) -> T: ...
@@ -67,6 +69,7 @@ async def run_in_process(
     stop: StopPolicy | None = None,
     start_method: str | None = None,
     limiter: anyio.CapacityLimiter | None = None,
+    logs: LogTarget = False,
     stdout: logging.Logger | None = None,
     stderr: logging.Logger | Literal["stdout"] | None = None,
 ) -> T: ...
@@ -80,6 +83,7 @@ async def run_in_process(
     stop: StopPolicy | None = None,
     start_method: str | None = None,
     limiter: anyio.CapacityLimiter | None = None,
+    logs: LogTarget = False,
     stdout: logging.Logger | None = None,
     stderr: logging.Logger | Literal["stdout"] | None = None,
 ) -> Any:
@@ -99,6 +103,7 @@ async def run_in_process(
     :param start_method: as for :class:`AsyncProcess`
     :param limiter: bounds how many processes run at once. By default, all calls in an event loop
         share :func:`current_default_run_limiter`
+    :param logs: as for :class:`AsyncProcess`
     :param stdout: a logger for the lines that the process writes to its standard output, as for
         :class:`AsyncProcess`; by default they go to the application's own
     :param stderr: a logger for those of standard error; ``"stdout"`` for where standard output goes
@@ -112,6 +117,7 @@ async def run_in_process(
         timeout=timeout,
         stop=stop,
         start_method=start_method,
+        logs=logs,
         stdout=stdout,
         stderr=stderr,
     )
@@ -133,6 +139,7 @@ def in_process(
     stop: StopPolicy | None = None,
     start_method: str | None = None,
     limiter: anyio.CapacityLimiter | None = None,
+    logs: LogTarget = False,
     stdout: logging.Logger | None = None,
     stderr: logging.Logger | Literal["stdout"] | None = None,
 ) -> _InProcess:
@@ -154,6 +161,7 @@ def in_process(
         stop=stop,
         start_method=start_method,
         limiter=limiter,
+        logs=check_log_target(logs),
         stdout=stdout,
         stderr=stderr,
     )

@@ -42,8 +42,7 @@ class Runtime:
             self.lifeline.close()
             raise
         self.picklers = WorkerThreads("creche-pickler", limit=2)
-        # One thread, so that records come in order.
-        self.loggers = WorkerThreads("creche-logs", limit=1)
+        self.loggers = WorkerThreads("creche-logs", limit=1)  # which keeps records in order
         self.live: set[LiveProcess] = set()
         self.forgotten = False
         """Whether this process is a fork of the one that all this belongs to."""

@@ -37,3 +37,18 @@ class Starter:
             except BaseException:
                 _logger.exception("a start failed in a way of its own; please report this")
             del job  # an idle thread keeps nothing alive
+
+
+class Claim:
+    """What one thread only can take."""
+
+    def __init__(self) -> None:
+        self._left = [None]
+
+    def take(self) -> bool:
+        """Return whether it is the caller's."""
+        try:
+            self._left.pop()  # atomic
+        except IndexError:
+            return False
+        return True

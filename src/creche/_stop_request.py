@@ -59,9 +59,33 @@ class StopListener:
         if self._requested:
             _raise_stop_requested()
 
+    @property
+    def requested(self) -> bool:
+        """Whether the parent has asked this process to stop."""
+        return self._requested
+
     def remembering(self) -> AbstractContextManager[None]:
         """Have a request in the block remembered, for :meth:`check`."""
         return self.reacting(_remember)
+
+    @contextmanager
+    def deferring(self) -> Iterator[None]:
+        """Have a request in the block take effect at the end of it, in the main thread.
+
+        Other threads are not interrupted by requests.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        outer = self._react
+        self._react = None if outer is None else _remember
+        try:
+            yield
+        finally:
+            if outer is None or self._react is not None:
+                self._react = outer
+            else:  # a request has come
+                outer()
 
     def close(self) -> None:
         """The function is over: from here on a request ends the process at once."""

@@ -832,6 +832,7 @@ async def test_no_iterable() -> None:
 # --- options ------------------------------------------------------------------------------------
 
 DEFAULTS: dict[str, Any] = {
+    "logs": False,
     "workers": None,
     "min_workers": 0,
     "spares": None,

@@ -12,6 +12,7 @@ everything in here works too and is tested, it may wait for the second half of a
 from __future__ import annotations
 
 import contextlib
+import socket
 import sys
 import threading
 from collections import deque
@@ -89,6 +90,10 @@ class ParentWire:
         self._poller = poller
         self._on_data = on_data
         poller.watch(self._connection, self._receive)
+
+    def take_line(self) -> socket.socket | None:
+        """Tell that children open no lines here."""
+        return None
 
     def drain(self) -> None:
         """Take in what a dead child has left."""
@@ -196,6 +201,10 @@ class ChildWire:
         """Send what is in one piece."""
         self.send([data])
 
+    def open_line(self, announcement: bytes) -> socket.socket | None:
+        """Tell that event loops cannot wait for sockets of that kind here."""
+        return None
+
     def receive_exactly(self, size: int) -> bytes:
         """Without :meth:`listen`: return ``size`` bytes, or ``b""`` at the end."""
         while len(self._rest) < size:
@@ -216,14 +225,12 @@ class ChildWire:
 
     def _read(self) -> None:
         reader = FrameReader()
-        call_is_here = stop_is_here = False
+        stop_is_here = False
         with contextlib.suppress(EOFError, OSError, BadFrameError):
             while True:
                 data = self._connection.recv_bytes(_MESSAGE_BYTES)
-                if not call_is_here:
-                    self._received.put(data)
+                self._received.put(data)
                 for frame in reader.feed(data):
-                    call_is_here = True
                     if frame.kind is FrameKind.STOP and stop_is_here:
                         nudge_main_thread()
                     elif frame.kind is FrameKind.STOP:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable
 from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
 
 from .._wire._framing import Buffer
 from ._selector_poller import DescriptorPoller
+
+assert sys.platform != "win32" or not TYPE_CHECKING
 
 # Most messages are small. Large reads come from fresh memory each, and pay with big ones alone.
 _SMALL_READ_BYTES = 64 * 1024
@@ -17,6 +21,9 @@ _READ_BYTES = 256 * 1024
 
 # One child's gigabyte must not keep the watcher from the other children.
 _READS_IN_TURN = 8
+
+# A child opens one line at most; the others are closed together with the wire.
+_LINES_AT_ONCE = 8
 
 # What a dead child has left in the socket's buffer, with a wide margin. A descendant that escaped
 # from the process group could go on writing for ever.
@@ -33,6 +40,7 @@ class ParentWire:
         self._poller: DescriptorPoller | None = None
         self._on_data: Callable[[bytes], None] | None = None
         self._read_bytes = _SMALL_READ_BYTES
+        self._lines: deque[int] = deque()
 
     def send(self, pieces: Iterable[Buffer]) -> None:
         """Send what the socket takes now, and the rest when it takes more."""
@@ -67,6 +75,10 @@ class ParentWire:
         if self._outbox:
             poller.watch_writable(self._sock.fileno(), self._flush)
 
+    def take_line(self) -> socket.socket | None:
+        """Return our end of a line that the child has announced, if there is one."""
+        return socket.socket(fileno=self._lines.popleft()) if self._lines else None
+
     def drain(self) -> None:
         """Take in what a dead child has left."""
         for _ in range(_DRAIN_BYTES // _READ_BYTES):
@@ -77,6 +89,8 @@ class ParentWire:
         self._detach()
         self._outbox.clear()
         self._sock.close()
+        while self._lines:
+            os.close(self._lines.popleft())
 
     def forget(self) -> None:
         """In a fork of this process: close our copy. The poller belongs to the parent."""
@@ -94,11 +108,12 @@ class ParentWire:
         assert self._on_data is not None
         asked = self._read_bytes
         try:
-            data = self._sock.recv(asked)
+            data, lines, _, _ = socket.recv_fds(self._sock, asked, _LINES_AT_ONCE)
         except (BlockingIOError, InterruptedError):
             return 0
         except OSError:  # ECONNRESET: the child died with our data unread
-            data = b""
+            data, lines = b"", []
+        self._lines.extend(lines)
         self._read_bytes = _READ_BYTES if len(data) == asked else _SMALL_READ_BYTES
         if not data:
             self._detach()
@@ -152,6 +167,20 @@ class ChildWire:
         while written < len(view):
             view = view[written:]
             written = os.write(self._connection.fileno(), view)
+
+    def open_line(self, announcement: bytes) -> socket.socket | None:
+        """Open a socket to the parent, whose end goes there together with ``announcement``.
+
+        :raises OSError: if there are no descriptors left, or the parent is gone
+        """
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs, socket.socket(fileno=os.dup(self._connection.fileno())) as wire:
+                socket.send_fds(wire, [announcement], [theirs.fileno()])
+        except BaseException:
+            ours.close()
+            raise
+        return ours
 
     def receive(self) -> bytes:
         """Return what has arrived, at least a byte; ``b""`` at the end."""

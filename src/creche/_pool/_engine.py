@@ -261,6 +261,7 @@ class PoolEngine:
             name=f"{options.name}-worker-{number}",
             stop=options.stop,
             start_method=options.start_method,
+            logs=options.logs,
             stdout=options.stdout,
             stderr=options.stderr,
         )

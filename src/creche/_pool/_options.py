@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from .._durations import check_duration
+from .._log_forwarding import LogTarget, check_log_target
 from .._output import check_output
 from .._platform import usable_cpus
 from .._start_methods import check_start_method
@@ -33,6 +34,7 @@ class PoolOptions:
     preload: tuple[str, ...]
     stop: StopPolicy
     start_method: str
+    logs: LogTarget
     name: str
     stdout: logging.Logger | None
     stderr: logging.Logger | Literal["stdout"] | None
@@ -53,6 +55,7 @@ def check_options(
     preload: Sequence[str],
     stop: StopPolicy | None,
     start_method: str | None,
+    logs: LogTarget,
     name: str,
     stdout: logging.Logger | None,
     stderr: logging.Logger | Literal["stdout"] | None,
@@ -101,6 +104,7 @@ def check_options(
         preload=tuple(preload),
         stop=check_stop_policy(stop),
         start_method=check_start_method(start_method),
+        logs=check_log_target(logs),
         name=name,
         stdout=stdout,
         stderr=stderr,

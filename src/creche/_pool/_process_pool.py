@@ -13,6 +13,7 @@ import anyio
 from .._carried import carriers, in_context
 from .._durations import check_timeout
 from .._errors import ProcessStateError, ProcessTimeout
+from .._log_forwarding import LogTarget
 from .._loops import waiter_in
 from .._stop_policy import StopPolicy
 from .._wire._outcomes import Failure, Value
@@ -48,6 +49,7 @@ def open_pool(
     preload: Sequence[str] = (),
     stop: StopPolicy | None = None,
     start_method: str | None = None,
+    logs: LogTarget = False,
     name: str | None = None,
     stdout: logging.Logger | None = None,
     stderr: logging.Logger | Literal["stdout"] | None = None,
@@ -78,6 +80,8 @@ def open_pool(
     :param preload: names of modules to import once, in the fork server, for all workers
     :param stop: how workers are stopped
     :param start_method: as for :class:`AsyncProcess`
+    :param logs: as for :class:`AsyncProcess`, for all workers. The last records of a call may be
+        handled shortly after the call has ended
     :param name: the name of the pool, with which those of its workers begin
     :param stdout: a logger for the lines that workers write to their standard output, as for
         :class:`AsyncProcess`; by default they go to the application's own
@@ -104,6 +108,7 @@ def open_pool(
             preload=preload,
             stop=stop,
             start_method=start_method,
+            logs=logs,
             name=f"pool-{next(_numbers)}" if name is None else name,
             stdout=stdout,
             stderr=stderr,

@@ -218,6 +218,7 @@ class Worker:
     async def wait_gone(self) -> None:
         """Wait until the process has ended; :raises ProcessStuckError: if it does not."""
         await self.handle.gone.wait()
+        await self.handle.conversation.wait_over()
         self.handle.check_gone()
 
     # --- what the worker says -------------------------------------------------------------------

@@ -29,7 +29,7 @@ Section = list[Buffer]
 class FrameKind(enum.IntEnum):
     """What a frame says, or a message between a pool and a worker.
 
-    CALL, STOP and CHUNK go to the child, all others to the parent.
+    CALL, STOP, CHUNK, REPLY and LOGGED go to the child, all others to the parent.
     """
 
     CALL = 1
@@ -46,6 +46,15 @@ class FrameKind(enum.IntEnum):
     CHUNK = 12
     READY = 13
     VALUES = 14
+    REQUEST = 15
+    REPLY = 16
+    PROGRESS = 17
+    LOG = 18
+    LOGGED = 19
+    WITHDRAWN = 20
+    LINE = 21
+    AWAITED_REQUEST = 22
+    UNAVAILABLE = 23
 
 
 class BadFrameError(Exception):

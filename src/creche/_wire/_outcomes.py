@@ -167,6 +167,13 @@ def cannot_pickle_call(
     return _cannot_pickle(f"cannot run a call in {pool!r}", Call(func, args, {}), error)
 
 
+def cannot_pickle_request(
+    func: Callable[..., Any], args: tuple[Any, ...], error: BaseException
+) -> SerializationError:
+    """Say why the parent cannot be asked to call a function."""
+    return _cannot_pickle("cannot call this in the parent", Call(func, args, {}), error)
+
+
 def _cannot_pickle(cannot: str, call: Call, error: BaseException) -> SerializationError:
     what = _find_unpicklable(call) or "the function and its arguments together"
     return SerializationError(
@@ -219,7 +226,7 @@ def _decode(
         case FrameKind.VALUE:
             return Value(loads(frame.sections))
         case FrameKind.EXCEPTION:
-            return Failure(_rebuild_exception(frame.sections, load))
+            return Failure(rebuild_exception(frame.sections, load))
         case FrameKind.EXITED:
             detail = b"".join(frame.sections[0]).decode("utf-8", "surrogatepass")
             return Failure(ProcessDied(exitcode, name=name, pid=pid, detail=detail))
@@ -247,7 +254,7 @@ def _decode(
     return Failure(error)
 
 
-def _rebuild_exception(
+def rebuild_exception(
     sections: list[Section], load: Callable[[list[Section]], Any]
 ) -> BaseException:
     type_name, message, text = loads(sections[:1])

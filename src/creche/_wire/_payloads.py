@@ -114,6 +114,8 @@ def load(sections: list[Section], serializer: Serializer | None) -> Any:
     """
     if serializer is not None:
         return serializer.loads(b"".join(sections[0]))
+    if len(sections) == 1 and sum(memoryview(piece).nbytes for piece in sections[0]) <= _SHORT:
+        return pickle.loads(b"".join(sections[0]))
     return _loads(sections)
 
 

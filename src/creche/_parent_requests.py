@@ -1,0 +1,287 @@
+"""In a child: having functions called in the parent.
+
+Where a socket can lead right into the parent's event loop, requests and replies go over a *line* of
+their own, which is opened for the first one: no thread is between the two. It is read by whoever
+waits for a reply; of several, by one, the *leader*, who hands the others their replies, and the
+lead when it leaves. Elsewhere they go over the wire, which a thread reads.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import selectors
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from queue import SimpleQueue
+from typing import Any
+
+from ._loop_poller import loop_poller
+from ._loops import EventLoop, current_loop, post, waiter_in
+from ._parent_connection import ParentConnection
+from ._stop_request import StopListener
+from ._wire._framing import Frame, FrameKind
+from ._wire._outcomes import Failure
+from ._wire._requests import (
+    Message,
+    MessageReader,
+    decode_reply,
+    encode_request,
+    encode_withdrawal,
+    number_of,
+    parent_unavailable,
+)
+
+_READ_BYTES = 64 * 1024
+
+Deliver = Callable[[Message | None], object]
+"""Takes the reply to a request; or ``None``, which asks the waiter to look how things are."""
+
+
+class ParentRequests:
+    """The requests of one child. Any thread of it may make some."""
+
+    def __init__(self, connection: ParentConnection) -> None:
+        self._stop = connection.stop
+        self._numbers = itertools.count()
+        self._waiting: dict[int, Deliver] = {}
+        self._lock = threading.Lock()
+        self._ended = False
+        self._leader: int | None = None  # the thread that reads the line, or whose event loop does
+        self._leads = 0  # how often it does: a blocking call within an event loop that leads
+        sock = connection.open_line()
+        self._line: _Line | None = None if sock is None else _Line(sock, self._stop, self._receive)
+        self._send: Callable[[bytes], object] = (
+            _Wire(connection, self._receive).send if self._line is None else self._line.send
+        )
+
+    def call(self, func: Callable[..., Any], args: tuple[Any, ...], *, awaits: bool) -> Any:
+        """Have the parent call ``func``; block until it is done, return or raise what comes back.
+
+        :raises SerializationError: if something cannot be pickled or unpickled
+        :raises ProcessStateError: if the parent's event loop is closed
+        """
+        replies: SimpleQueue[Message | None] = SimpleQueue()
+        with self._requested(func, args, awaits, replies.put):
+            reply = None
+            while reply is None:
+                self._check_open()
+                reply = replies.get() if self._line is None else self._wait(self._line, replies)
+        return _outcome_of(reply)
+
+    async def acall(self, func: Callable[..., Any], args: tuple[Any, ...], *, awaits: bool) -> Any:
+        """Do the same without blocking the event loop of the caller."""
+        loop = current_loop()
+        waiter = waiter_in(loop)
+        reply: Message | None = None
+
+        def deliver(message: Message | None) -> None:
+            nonlocal reply
+            if message is not None:
+                reply = message
+            post(loop, lambda: waiter.wake())  # the newest one
+
+        with self._requested(func, args, awaits, deliver):
+            while reply is None:
+                self._check_open()
+                waiter = waiter_in(loop)
+                with self._leading_in(loop):
+                    await waiter
+        return _outcome_of(reply)
+
+    @contextmanager
+    def _requested(
+        self, func: Callable[..., Any], args: tuple[Any, ...], awaits: bool, deliver: Deliver
+    ) -> Iterator[None]:
+        number = next(self._numbers)
+        request = encode_request(number, func, args, awaits=awaits)
+        self._waiting[number] = deliver
+        try:
+            self._send(request)
+            yield
+        except BaseException:
+            # A cancellation, or a request to stop: nobody waits for what the function does.
+            if number in self._waiting:
+                self._send(encode_withdrawal(number))
+            raise
+        finally:
+            self._waiting.pop(number, None)
+            if self._leader is None:  # left by the caller, or offered to it in vain
+                self._offer_lead()
+
+    def _wait(self, line: _Line, replies: SimpleQueue[Message | None]) -> Message | None:
+        """Wait for a reply, or for the lead; nothing where something else has happened."""
+        leads = False
+        try:
+            with self._stop.deferring():
+                leads = self._take_lead(blocking=True)
+            if not leads:
+                return replies.get()
+            while not self._ended:
+                while not replies.empty():
+                    reply = replies.get()
+                    if reply is not None:
+                        return reply
+                line.wait_readable()
+                line.receive()
+            return None
+        finally:
+            if leads:
+                with self._stop.deferring():
+                    self._hand_over()
+
+    @contextmanager
+    def _leading_in(self, loop: EventLoop) -> Iterator[None]:
+        """Have the event loop read the line, unless somebody does."""
+        if self._line is None or not self._take_lead(blocking=False):
+            yield
+            return
+        poller = loop_poller(loop)
+        try:
+            poller.watch(self._line.fileno(), self._line.receive)
+            yield
+        finally:
+            poller.unwatch(self._line.fileno())
+            self._hand_over()
+
+    def _take_lead(self, *, blocking: bool) -> bool:
+        """:param blocking: whether the caller blocks its thread, and the event loop in it"""
+        thread = threading.get_ident()
+        with self._lock:
+            if self._leader is not None and not (blocking and self._leader == thread):
+                return False
+            self._leader = thread
+            self._leads += 1
+            return True
+
+    def _hand_over(self) -> None:
+        with self._lock:
+            self._leads -= 1
+            if not self._leads:
+                self._leader = None
+
+    def _offer_lead(self) -> None:
+        for deliver in list(self._waiting.values())[:1]:
+            deliver(None)
+
+    def _receive(self, messages: list[Message] | None) -> None:
+        """Take replies; or nothing, where something else has happened that waiters should see."""
+        if messages is None:
+            self._wake_all()
+            return
+        if not messages:
+            self._ended = True
+            self._wake_all()
+        for message in messages:
+            deliver = self._waiting.pop(number_of(message), None)
+            if deliver is not None:
+                deliver(message)
+
+    def _wake_all(self) -> None:
+        for deliver in list(self._waiting.values()):
+            deliver(None)
+
+    def _check_open(self) -> None:
+        if self._ended:
+            raise parent_unavailable()
+
+
+class _Line:
+    """A socket to the parent's event loop, which blocks.
+
+    :param on_messages: called with what was received; an empty list at the end
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        stop: StopListener,
+        on_messages: Callable[[list[Message]], None],
+    ) -> None:
+        self._sock = sock
+        self._stop = stop
+        self._on_messages = on_messages
+        self._messages = MessageReader()
+        self._sending = threading.Lock()
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(sock, selectors.EVENT_READ)
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def send(self, message: bytes) -> None:
+        # A request to stop must not strike in the middle of a message.
+        with self._stop.deferring(), self._sending:
+            try:
+                self._sock.sendall(message)
+            except OSError:  # the parent has closed it
+                self._on_messages([])
+
+    def wait_readable(self) -> None:
+        """Block until there is something to receive. Only the leader may."""
+        self._selector.select()
+
+    def receive(self) -> None:
+        """Receive what there is, and it is something. Only the leader may."""
+        with self._stop.deferring():  # it must not get lost on the way from here to there
+            try:
+                data = self._sock.recv(_READ_BYTES)
+            except OSError:
+                data = b""
+            messages = self._messages.feed(data)
+            if messages or not data:
+                self._on_messages(messages)
+
+
+class _Wire:
+    """Requests and replies among the other frames of the wire.
+
+    :param on_messages: called with what was received; an empty list at the end, and ``None`` for a
+        request to stop, which the main thread notices only when it does something
+    """
+
+    def __init__(
+        self,
+        connection: ParentConnection,
+        on_messages: Callable[[list[Message] | None], None],
+    ) -> None:
+        self._connection = connection
+        self._on_messages = on_messages
+        connection.listen(self._on_frame)
+
+    def send(self, message: bytes) -> None:
+        if not self._connection.send((FrameKind.REQUEST, [[message]])):
+            self._on_messages([])
+
+    def _on_frame(self, frame: Frame | None) -> None:
+        if frame is None:
+            self._on_messages([])
+        elif frame.kind is FrameKind.STOP:
+            self._on_messages(None)
+        elif frame.kind is FrameKind.REPLY:
+            self._on_messages(MessageReader().feed(b"".join(frame.sections[0])))
+
+
+_requests: tuple[int, ParentRequests] | None = None
+_opening = threading.Lock()
+
+
+def parent_requests(connection: ParentConnection) -> ParentRequests:
+    """The requests of this process."""
+    global _requests
+    known = _requests
+    if known is None or known[0] != connection.pid:
+        with connection.stop.deferring(), _opening:
+            if _requests is None or _requests[0] != os.getpid():
+                _requests = os.getpid(), ParentRequests(connection)
+            known = _requests
+    return known[1]
+
+
+def _outcome_of(message: Message) -> Any:
+    outcome = decode_reply(message)
+    if isinstance(outcome, Failure):
+        raise outcome.exception
+    return outcome.value

@@ -1,0 +1,220 @@
+"""In the parent: calling functions on behalf of a child."""
+
+from __future__ import annotations
+
+import contextvars
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+
+from ._loop_poller import loop_poller
+from ._loops import EventLoop, Latch, loop_context, post, post_in, spawn
+from ._platform import ParentWire
+from ._wire._framing import BadFrameError, FrameKind, Section
+from ._wire._outcomes import exception_message, failure_message, value_message
+from ._wire._payloads import TooHeavyError
+from ._wire._requests import (
+    Message,
+    MessageReader,
+    awaits,
+    check_request,
+    decode_request,
+    encode_reply,
+    encode_unavailable,
+    encode_value,
+    is_heavy,
+    number_of,
+)
+from ._worker_threads import WorkerThreads
+
+# The server on whose behalf the current task runs.
+_serving: contextvars.ContextVar[RequestServer | None] = contextvars.ContextVar(
+    "creche_serving", default=None
+)
+
+
+class RequestServer:
+    """Calls functions in the event loop that started a process, on behalf of that process.
+
+    They run in the context of the task that started it, async ones in a task each; these are over
+    before the process is said to be.
+
+    :param send: sends a reply over the wire of the process, from any thread
+    """
+
+    def __init__(
+        self, loop: EventLoop, threads: WorkerThreads, send: Callable[[bytes], object]
+    ) -> None:
+        self._loop = loop
+        self._context = loop_context(loop)
+        self._threads = threads
+        self._send_over_wire = send
+        self._line: ParentWire | None = None
+        self._messages = MessageReader()
+        self._running: dict[int, Callable[[], None]] = {}
+        self._closed = False
+        self._over = Latch()
+
+    # --- from the watcher -----------------------------------------------------------------------
+
+    def open_line(self, sock: socket.socket) -> None:
+        """The process has opened a line to the event loop."""
+        if not post(self._loop, lambda: self._attach(sock)):
+            sock.close()
+
+    def receive(self, section: Section) -> None:
+        """Take in what came over the wire, where there are no lines.
+
+        :raises BadFrameError: if it is no request
+        """
+        for message in MessageReader().feed(b"".join(section)):
+            check_request(message)
+            self._receive(message)
+
+    def _receive(self, message: Message) -> None:
+        if not self._post(lambda: self._serve(message)):
+            self._send_over_wire(encode_unavailable(number_of(message)))
+
+    def close(self) -> None:
+        """The process has ended."""
+        self._closed = True
+        if (self._running or self._line is not None) and not self._post(self._stop_serving):
+            line, self._line = self._line, None
+            if line is not None:
+                line.forget()  # the event loop is closed, and waits for nothing
+
+    def forget(self) -> None:
+        """In a fork of this process: close our copy of what belongs to the parent."""
+        if self._line is not None:
+            self._line.forget()
+
+    # --- in the event loop ----------------------------------------------------------------------
+
+    async def wait_over(self) -> None:
+        """Wait until nothing runs on behalf of the process, which has ended."""
+        # A function that the process has called may itself wait for the end of the process.
+        if self._running and _serving.get() is not self:
+            self._closed = True
+            self._stop_serving()
+            with anyio.CancelScope(shield=True):
+                await self._over.wait()
+
+    def _attach(self, sock: socket.socket) -> None:
+        if self._closed or self._line is not None:
+            sock.close()
+            return
+        make: Any = ParentWire  # of sockets, as there are lines
+        self._line = line = make(sock)
+        line.attach(loop_poller(self._loop), self._receive_line)
+
+    def _receive_line(self, data: bytes) -> None:
+        try:
+            for message in self._messages.feed(data):
+                check_request(message)
+                self._context.run(self._serve, message)
+        except BadFrameError:
+            data = b""  # of no use any more, which the child sees when it is closed
+        if not data:
+            self._close_line()
+
+    def _close_line(self) -> None:
+        line, self._line = self._line, None
+        if line is not None:
+            line.close()
+
+    def _serve(self, message: Message) -> None:
+        if message[0] == FrameKind.WITHDRAWN:
+            self._withdraw(number_of(message))
+        elif is_heavy(message):
+            self._in_thread(lambda: self._load(message))
+        else:
+            self._load(message)
+
+    def _load(self, message: Message) -> None:
+        """Unpickle a request; in a thread where that takes long."""
+        try:
+            func, args = decode_request(message)
+        except BaseException as error:
+            failure = failure_message(FrameKind.BAD_CALL, error)
+            self._reply_from_thread(encode_reply(number_of(message), failure))
+            return
+        if is_heavy(message):
+            self._post(lambda: self._call(message, func, args))
+        else:
+            self._call(message, func, args)
+
+    def _call(self, message: Message, func: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        if self._closed:
+            return
+        number = number_of(message)
+        if awaits(message):
+            self._call_async(number, func, args)
+            return
+        try:
+            value = func(*args)
+        except BaseException as error:
+            self._reply(encode_reply(number, exception_message(error)))
+        else:
+            self._reply_value(number, value)
+
+    def _call_async(self, number: int, func: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        async def run() -> None:
+            _serving.set(self)
+            try:
+                value = await func(*args)
+            except BaseException as error:
+                self._reply(encode_reply(number, exception_message(error)))
+                if isinstance(error, anyio.get_cancelled_exc_class()):
+                    raise
+            else:
+                self._reply_value(number, value)
+            finally:
+                del self._running[number]
+                if self._closed and not self._running:
+                    self._over.set()
+
+        self._running[number] = spawn(self._loop, run)
+
+    def _withdraw(self, number: int) -> None:
+        cancel = self._running.get(number)
+        if cancel is not None:
+            cancel()
+
+    def _stop_serving(self) -> None:
+        self._close_line()
+        for cancel in list(self._running.values()):
+            cancel()
+
+    # --- from any thread ------------------------------------------------------------------------
+
+    def _post(self, callback: Callable[[], object]) -> bool:
+        return post_in(self._loop, self._context, callback)
+
+    def _reply_value(self, number: int, value: object) -> None:
+        try:
+            reply = encode_value(number, value)
+        except TooHeavyError:
+            self._in_thread(
+                lambda: self._reply_from_thread(encode_reply(number, value_message(value)))
+            )
+        except BaseException:
+            self._reply(encode_reply(number, value_message(value)))  # which says why
+        else:
+            self._reply(reply)
+
+    def _reply_from_thread(self, reply: bytes) -> None:
+        self._post(lambda: self._reply(reply))
+
+    def _reply(self, reply: bytes) -> None:
+        if self._line is None:
+            self._send_over_wire(reply)
+        else:
+            self._line.send_at_once(reply)
+
+    def _in_thread(self, work: Callable[[], None]) -> None:
+        try:
+            self._threads.submit(work)
+        except RuntimeError:  # no thread, and none to be had
+            work()

@@ -1,0 +1,432 @@
+"""What the tests of ``from_process`` and of logs run in children, and in the parent for these."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import anyio
+from support import RefusesUnpickling, announce
+
+from creche import StopRequested, from_process, in_process
+
+REQUEST_ID: contextvars.ContextVar[str] = contextvars.ContextVar("REQUEST_ID", default="none")
+
+# --- called in the parent -------------------------------------------------------------------------
+
+noted: list[Any] = []
+"""What functions that children have called have left, in the parent."""
+
+
+def where(value: Any = None) -> tuple[int, str, Any]:
+    return os.getpid(), threading.current_thread().name, value
+
+
+async def where_async(value: Any = None) -> tuple[int, str, Any]:
+    await anyio.sleep(0)
+    return where(value)
+
+
+def note(value: Any) -> int:
+    noted.append(value)
+    return len(noted)
+
+
+def add(left: int, right: int) -> int:
+    return left + right
+
+
+def request_id() -> str:
+    return REQUEST_ID.get()
+
+
+async def request_id_async() -> str:
+    await anyio.sleep(0)
+    return REQUEST_ID.get()
+
+
+def make_event() -> str:
+    """Needs to know which event loop it runs in."""
+    return type(anyio.Event()).__name__
+
+
+def fail(text: str) -> NoReturn:
+    raise LookupError(text)
+
+
+async def fail_async(text: str) -> NoReturn:
+    await anyio.sleep(0)
+    raise LookupError(text)
+
+
+def leave() -> NoReturn:
+    raise SystemExit(3)
+
+
+def give(kind: Callable[..., Any], *args: Any) -> Any:
+    return kind(*args)
+
+
+async def give_async(kind: Callable[..., Any], *args: Any) -> Any:
+    await anyio.sleep(0)
+    return kind(*args)
+
+
+async def wait_noting_the_end(path: str | None = None) -> None:
+    """Wait for ever; tell when that begins and when it ends."""
+    noted.append("begun")
+    if path is not None:
+        announce(path, "begun")
+    try:
+        await anyio.sleep_forever()
+    finally:
+        noted.append("cancelled")
+        if path is not None:
+            announce(path, "cancelled")
+
+
+async def echo_after(seconds: float, value: Any) -> Any:
+    await anyio.sleep(seconds)
+    return value
+
+
+# --- run in children ------------------------------------------------------------------------------
+
+
+def run(func: Callable[..., Any], *args: Any) -> Any:
+    return from_process.run(func, *args)
+
+
+def run_sync(func: Callable[..., Any], *args: Any) -> Any:
+    return from_process.run_sync(func, *args)
+
+
+async def arun(func: Callable[..., Any], *args: Any) -> Any:
+    return await from_process.arun(func, *args)
+
+
+async def arun_sync(func: Callable[..., Any], *args: Any) -> Any:
+    return await from_process.arun_sync(func, *args)
+
+
+async def run_in_event_loop(func: Callable[..., Any], *args: Any) -> Any:
+    """Block the event loop of the child; which is allowed."""
+    return from_process.run(func, *args)
+
+
+async def block_while_another_task_waits() -> list[Any]:
+    """A blocking request in an event loop that reads the line for another task."""
+    values: list[Any] = []
+
+    async def wait() -> None:
+        values.append(await from_process.arun(echo_after, 0.05, "first"))
+
+    async with anyio.create_task_group() as task_group:
+        task_group.start_soon(wait)
+        await anyio.sleep(0.01)
+        values.append(from_process.run_sync(add, 1, 2))
+    return values
+
+
+def run_in_threads(count: int, rounds: int) -> int:
+    """Call from many threads at once; return how many answers were right."""
+    right = 0
+    lock = threading.Lock()
+
+    def work(number: int) -> None:
+        nonlocal right
+        for index in range(rounds):
+            value = from_process.run_sync(add, number, index)
+            waited = from_process.run(echo_after, 0.0, index)
+            with lock:
+                right += value == number + index and waited == index
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return right
+
+
+async def arun_in_tasks(count: int, rounds: int) -> int:
+    right = 0
+
+    async def work(number: int) -> None:
+        nonlocal right
+        for index in range(rounds):
+            value = await from_process.arun_sync(add, number, index)
+            waited = await from_process.arun(echo_after, 0.0, index)
+            right += value == number + index and waited == index
+
+    async with anyio.create_task_group() as task_group:
+        for number in range(count):
+            task_group.start_soon(work, number)
+    return right
+
+
+async def mix_threads_and_tasks(count: int, rounds: int) -> int:
+    right = 0
+
+    async def work_in_thread() -> None:
+        nonlocal right
+        in_threads = await anyio.to_thread.run_sync(run_in_threads, count, rounds)
+        right += in_threads
+
+    async def work_in_tasks() -> None:
+        nonlocal right
+        in_tasks = await arun_in_tasks(count, rounds)
+        right += in_tasks
+
+    async with anyio.create_task_group() as task_group:
+        task_group.start_soon(work_in_thread)
+        task_group.start_soon(work_in_tasks)
+    return right
+
+
+async def give_up_waiting(path: str) -> str:
+    with anyio.CancelScope() as scope:
+        async with anyio.create_task_group() as task_group:
+            task_group.start_soon(from_process.arun, wait_noting_the_end, path)
+            while not await from_process.arun_sync(give, was_noted, "begun"):
+                await anyio.sleep(0.001)
+            scope.cancel()
+    # The connection is as good as before.
+    return await from_process.arun(echo_after, 0.0, "still there")
+
+
+def was_noted(value: Any) -> bool:
+    return value in noted
+
+
+def leave_request_behind(path: str) -> str:
+    """Return while a thread still waits for the parent."""
+    threading.Thread(target=from_process.run, args=(wait_noting_the_end, path), daemon=True).start()
+    while not from_process.run_sync(was_noted, "begun"):
+        time.sleep(0.001)
+    return "returned"
+
+
+def ask_for_ever(path: str) -> None:
+    """Be always in the middle of a request."""
+    announce(path)
+    while True:
+        from_process.run_sync(add, 1, 2)
+
+
+def ask_while_unwinding(path: str) -> None:
+    try:
+        ask_for_ever(path)
+    finally:
+        announce(path, from_process.run_sync(add, 20, 3))
+
+
+def wait_in_parent(path: str) -> None:
+    from_process.run(wait_noting_the_end, path)
+
+
+def call_outside(name: str) -> str:
+    """Call in a fork of a child, which is none of creche's."""
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        try:
+            getattr(from_process, name)()
+        except BaseException as error:
+            os.write(writer, type(error).__name__.encode())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as file:
+        return file.read()
+
+
+def facts() -> from_process.CurrentProcess:
+    return from_process.current_process()
+
+
+async def facts_async() -> from_process.CurrentProcess:
+    await anyio.sleep(0)
+    return from_process.current_process()
+
+
+# --- stopping -------------------------------------------------------------------------------------
+
+
+def defer_then_work(path: str, *, check: bool) -> None:
+    """Work on in spite of a request to stop, up to a point that it can be left at."""
+    try:
+        with from_process.deferred_cancellation():
+            announce(path, "working")
+            while not from_process.cancelled():
+                time.sleep(0.001)
+            announce(path, "cancelled")
+            if check:
+                from_process.check_cancelled()
+            announce(path, "finished")
+        announce(path, "not reached")
+    except StopRequested:
+        announce(path, "unwound")
+        raise
+
+
+async def defer_async(path: str) -> None:
+    try:
+        with from_process.deferred_cancellation():
+            announce(path, "working")
+            while not from_process.cancelled():
+                await anyio.sleep(0.001)
+            await anyio.sleep(0.01)
+            announce(path, "finished")
+        await anyio.sleep_forever()
+    finally:
+        announce(path, "unwound")
+
+
+def work_in_thread(path: str) -> None:
+    """A thread is not interrupted: it asks. The main thread waits for it."""
+
+    def work() -> None:
+        announce(path, "working")
+        try:
+            while True:
+                from_process.check_cancelled()
+                time.sleep(0.001)
+        except StopRequested:
+            announce(path, "thread unwound")
+
+    thread = threading.Thread(target=work)
+    with from_process.deferred_cancellation():
+        thread.start()
+        thread.join()
+
+
+def not_cancelled() -> bool:
+    from_process.check_cancelled()
+    with from_process.deferred_cancellation():
+        from_process.check_cancelled()
+    return from_process.cancelled()
+
+
+def fail_deferred() -> None:
+    with from_process.deferred_cancellation():
+        raise LookupError("oh")
+
+
+# --- progress -------------------------------------------------------------------------------------
+
+
+def report_all(count: int) -> str:
+    for index in range(count):
+        from_process.report(index + 1, count, f"item {index + 1}")
+    return "done"
+
+
+def report_step_by_step(gate: str, count: int) -> None:
+    """Report whenever something comes through the gate."""
+    with open(gate, "rb", buffering=0) as file:
+        for index in range(count):
+            file.read(1)
+            from_process.report(index + 0.5)
+
+
+def report_and_die(count: int) -> None:
+    report_all(count)
+    os._exit(3)
+
+
+def report_wrongly(*args: Any) -> str:
+    try:
+        from_process.report(*args)
+    except TypeError as error:
+        return str(error)
+    return "no error"
+
+
+def start_twice() -> None:
+    from_process.started(1)
+    from_process.started(2)
+
+
+def start_once(value: int) -> int:
+    from_process.started(value)
+    return value
+
+
+# --- logs -----------------------------------------------------------------------------------------
+
+logger = logging.getLogger("talk.child")
+
+
+def log_all(count: int) -> None:
+    for index in range(count):
+        logger.info("record %d", index)
+
+
+@in_process(logs=True)
+def log_decorated(count: int) -> None:
+    log_all(count)
+
+
+async def log_async(count: int) -> None:
+    for index in range(count):
+        logger.info("record %d", index)
+        await anyio.sleep(0)
+
+
+def log_levels() -> bool:
+    logger.debug("debug")
+    logger.info("info")
+    logging.getLogger("talk.loud").debug("loud debug")
+    logging.getLogger("talk.quiet").warning("quiet warning")
+    logging.getLogger("talk.quiet").error("quiet error")
+    return logger.isEnabledFor(logging.DEBUG)
+
+
+def log_then(func: Callable[..., Any], *args: Any) -> Any:
+    log_all(3)
+    return func(*args)
+
+
+def log_exception() -> None:
+    try:
+        fail("oh")
+    except LookupError:
+        logger.exception("it failed", extra={"answer": 42, "odd": threading.Lock()})
+
+
+def log_what_cannot_be_unpickled() -> None:
+    logger.info("before")
+    logger.info("bad", extra={"bad": RefusesUnpickling()})
+    logger.info("after")
+
+
+def log_in_fork() -> None:
+    if os.fork() == 0:
+        with contextlib.suppress(BaseException):
+            logger.info("from the fork")
+        os._exit(0)
+    os.wait()
+    logger.info("from the child")
+
+
+def log_from_threads(count: int) -> None:
+    threads = [threading.Thread(target=log_all, args=(count,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def log_before_dying(announcements: str, count: int) -> None:
+    log_all(count)
+    announce(announcements)
+    time.sleep(1000)
+
+
+def handlers() -> list[str]:
+    return [type(handler).__name__ for handler in logging.getLogger().handlers]
