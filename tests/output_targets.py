@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import ctypes
+import logging
 import os
 import signal
 import subprocess
@@ -134,6 +135,12 @@ def swallow_broken_pipe() -> str:
 def print_item(item: int) -> int:
     print(f"item {item}")
     return item
+
+
+def print_and_log(count: int) -> None:
+    for number in range(count):
+        print(f"printed {number}")
+        logging.getLogger("child").warning("logged %d", number)
 
 
 def describe_output() -> tuple[Any, ...]:

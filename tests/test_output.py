@@ -229,6 +229,22 @@ async def test_child_waits_for_a_handler_that_is_behind(collector: Collector) ->
     assert len(collector.lines) == 50_000
 
 
+async def test_output_and_log_records_at_once(collector: Collector, start_method: str) -> None:
+    process = AsyncProcess(
+        target=targets.print_and_log,
+        args=(50,),
+        stdout=LOGGER,
+        logs=LOGGER,
+        start_method=start_method,
+    )
+    await process
+    printed = [line for line in collector.lines if line.startswith("printed")]
+    logged = [line for line in collector.lines if line.startswith("logged")]
+    assert printed == [f"printed {number}" for number in range(50)]
+    assert logged == [f"logged {number}" for number in range(50)]
+    assert {record.process for record in collector.records} == {process.pid}
+
+
 # --- streams --------------------------------------------------------------------------------------
 
 
