@@ -326,6 +326,15 @@ def report_all(count: int) -> str:
     return "done"
 
 
+def report_from_threads(count: int) -> str:
+    threads = [threading.Thread(target=report_all, args=(count,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return "done"
+
+
 def report_step_by_step(gate: str, count: int) -> None:
     """Report whenever something comes through the gate."""
     with open(gate, "rb", buffering=0) as file:

@@ -60,6 +60,18 @@ class Adder:
     __hash__ = None  # type: ignore[assignment]
 
 
+def end_in_thread(path: str) -> bool:
+    """Leave a thread behind, which the end of the process waits for."""
+
+    def announce_later() -> None:
+        time.sleep(0.05)
+        announce(path, "thread ended")
+
+    thread = threading.Thread(target=announce_later)
+    thread.start()
+    return thread.daemon
+
+
 class AsyncAdder(Adder):
     async def __call__(self, right: int) -> int:  # type: ignore[override]
         await anyio.sleep(0)

@@ -28,6 +28,7 @@ import creche
 from creche import (
     AsyncProcess,
     ProcessDied,
+    ProcessPool,
     ProcessStateError,
     ProcessTimeout,
     Progress,
@@ -491,9 +492,37 @@ async def test_reports_of_a_process_that_dies() -> None:
     assert process.progress.latest == Progress(20, 20, "item 20")
 
 
-async def test_reports_of_workers_have_no_reader() -> None:
+@pytest.mark.parametrize("timeout", [None, TIMEOUT])
+async def test_reports_of_a_call_in_a_pool(timeout: float | None, start_method: str) -> None:
+    """Every call has its own; and all are here when its value is."""
+    reports: dict[int, list[float]] = {}
+
+    async def call(pool: ProcessPool, count: int) -> None:
+        def on_progress(progress: Progress) -> None:
+            reports.setdefault(count, []).append(progress.done)
+
+        assert (
+            await pool.run(targets.report_all, count, timeout=timeout, on_progress=on_progress)
+            == "done"
+        )
+        assert reports[count] == list(range(1, count + 1))
+
+    async with open_pool(2, start_method=start_method) as pool:
+        async with anyio.create_task_group() as task_group:
+            for count in range(1, 30):
+                task_group.start_soon(call, pool, count)
+        assert await pool.run(targets.report_all, 10) == "done"  # heard by nobody
+        assert len(await pool.map(targets.report_all, range(5))) == 5
+        assert await pool.run(targets.report_from_threads, 50) == "done"
+
+
+async def test_on_progress_that_fails(caplog: pytest.LogCaptureFixture) -> None:
+    def fail(progress: Progress) -> None:
+        raise LookupError("oh")
+
     async with open_pool(1) as pool:
-        assert await pool.run(targets.report_all, 10) == "done"
+        assert await pool.run(targets.report_all, 2, on_progress=fail) == "done"
+    assert caplog.text.count("on_progress of a call") == 2
 
 
 async def test_progress_of_a_process_that_never_starts() -> None:

@@ -424,7 +424,6 @@ async def test_blocked_child_is_killed(start_method: str) -> None:
     assert [int(line) for line in lines[:-1]] == list(range(1, len(lines)))
 
 
-@pytest.mark.parametrize("start_method", ["creche", "forkserver", "spawn"])
 async def test_what_a_process_writes_at_its_exit_needs_no_reader(start_method: str) -> None:
     """Up to a limit: it has given its outcome, and is awaited."""
     process = streaming(targets.write_at_exit, 50_000, start_method=start_method)

@@ -511,3 +511,14 @@ async def test_start_does_not_hold_up_the_loop(start_method: str) -> None:
         blocked.set()
     assert process.pid is not None
     assert await process == 1
+
+
+async def test_threads_of_a_child_are_no_daemons(
+    start_method: str, announcements: Announcements
+) -> None:
+    process = AsyncProcess(
+        target=targets.end_in_thread, args=(announcements.path,), start_method=start_method
+    )
+    assert await process is False
+    assert await announcements.get() == "thread ended"
+    assert process.exitcode == 0

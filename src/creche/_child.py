@@ -139,7 +139,7 @@ class ChildMain:
                         return failure_message(FrameKind.BAD_CALL, error), 1
                 if isinstance(func, ChildProgram):
                     connection.serves_calls = True
-                    value = func(ChildContext(self.backend, stop), *args)
+                    value = func(ChildContext(self.backend, stop, connection), *args)
                 else:
                     value = _call(func, args, kwargs, self.backend, stop)
                 if self.own_run is not None:
@@ -176,6 +176,7 @@ class ChildContext:
 
     backend: str
     stop: StopListener
+    connection: ParentConnection
 
 
 class ChildProgram(ABC):

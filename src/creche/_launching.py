@@ -44,7 +44,7 @@ def start_child(
     handles = ArgumentHandles(inherited=method == "fork")
     # First, because it is what fails most, and nothing has to be undone then.
     sections: list[Section] = [] if call is None else encode_call(call, process.name, handles)
-    wire, child_end = wire_pair()
+    wire, child_end = wire_pair(lines=True)
     child_lifeline = child_output = None
     try:
         on_wire(wire)

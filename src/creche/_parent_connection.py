@@ -41,6 +41,7 @@ class ParentConnection:
         self.facts: CurrentProcess
         self.serves_calls = False
         """Whether this is a worker: nobody waits for its ``started()``."""
+        self.send_progress: Callable[[Section], object] = self._send_progress
         self._wire = wire
         self._frames = FrameReader()
         self._sending = threading.Lock()
@@ -62,6 +63,9 @@ class ParentConnection:
                 self._cut_off = True
                 raise
         return True
+
+    def _send_progress(self, section: Section) -> None:
+        self.send((FrameKind.PROGRESS, [section]))
 
     def send_started(self, message: Message) -> None:
         """Send what ``started()`` was given.

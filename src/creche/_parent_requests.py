@@ -8,9 +8,9 @@ lead when it leaves. Elsewhere they go over the wire, which a thread reads.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
-import selectors
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -64,16 +64,23 @@ class ParentRequests:
         :raises ProcessStateError: if the parent's event loop is closed
         """
         replies: SimpleQueue[Message | None] = SimpleQueue()
-        with self._requested(func, args, awaits, replies.put):
-            reply = None
+        number = next(self._numbers)
+        request = encode_request(number, func, args, awaits=awaits)
+        reply = None
+        try:
+            self._begin(number, request, replies.put)
             while reply is None:
                 self._check_open()
                 reply = replies.get() if self._line is None else self._wait(self._line, replies)
+        finally:
+            self._end(number)
         return _outcome_of(reply)
 
     async def acall(self, func: Callable[..., Any], args: tuple[Any, ...], *, awaits: bool) -> Any:
         """Do the same without blocking the event loop of the caller."""
         loop = current_loop()
+        number = next(self._numbers)
+        request = encode_request(number, func, args, awaits=awaits)
         waiter = waiter_in(loop)
         reply: Message | None = None
 
@@ -83,33 +90,27 @@ class ParentRequests:
                 reply = message
             post(loop, lambda: waiter.wake())  # the newest one
 
-        with self._requested(func, args, awaits, deliver):
+        try:
+            self._begin(number, request, deliver)
             while reply is None:
                 self._check_open()
                 waiter = waiter_in(loop)
                 with self._leading_in(loop):
                     await waiter
+        finally:
+            self._end(number)
         return _outcome_of(reply)
 
-    @contextmanager
-    def _requested(
-        self, func: Callable[..., Any], args: tuple[Any, ...], awaits: bool, deliver: Deliver
-    ) -> Iterator[None]:
-        number = next(self._numbers)
-        request = encode_request(number, func, args, awaits=awaits)
+    def _begin(self, number: int, request: bytes, deliver: Deliver) -> None:
         self._waiting[number] = deliver
-        try:
-            self._send(request)
-            yield
-        except BaseException:
+        self._send(request)
+
+    def _end(self, number: int) -> None:
+        if self._waiting.pop(number, None) is not None and not self._ended:
             # A cancellation, or a request to stop: nobody waits for what the function does.
-            if number in self._waiting:
-                self._send(encode_withdrawal(number))
-            raise
-        finally:
-            self._waiting.pop(number, None)
-            if self._leader is None:  # left by the caller, or offered to it in vain
-                self._offer_lead()
+            self._send(encode_withdrawal(number))
+        if self._leader is None:  # left by the caller, or offered to it in vain
+            self._offer_lead()
 
     def _wait(self, line: _Line, replies: SimpleQueue[Message | None]) -> Message | None:
         """Wait for a reply, or for the lead; nothing where something else has happened."""
@@ -205,8 +206,6 @@ class _Line:
         self._on_messages = on_messages
         self._messages = MessageReader()
         self._sending = threading.Lock()
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(sock, selectors.EVENT_READ)
 
     def fileno(self) -> int:
         return self._sock.fileno()
@@ -221,7 +220,9 @@ class _Line:
 
     def wait_readable(self) -> None:
         """Block until there is something to receive. Only the leader may."""
-        self._selector.select()
+        with contextlib.suppress(OSError):  # receive() will tell
+            # Nothing is taken, so nothing is lost where a request to stop interrupts this.
+            self._sock.recv(1, socket.MSG_PEEK)
 
     def receive(self) -> None:
         """Receive what there is, and it is something. Only the leader may."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from ._platform import (
     SignalThread,
@@ -43,6 +43,7 @@ class StopListener:
         self._lock = threading.RLock()
         self._raising = False
         self._thread: SignalThread | None = None
+        self._main_thread = threading.main_thread().ident
 
     def listen(self, *, forked: bool) -> None:
         on_stop_request(self._request)
@@ -68,24 +69,14 @@ class StopListener:
         """Have a request in the block remembered, for :meth:`check`."""
         return self.reacting(_remember)
 
-    @contextmanager
-    def deferring(self) -> Iterator[None]:
+    def deferring(self) -> AbstractContextManager[None]:
         """Have a request in the block take effect at the end of it, in the main thread.
 
         Other threads are not interrupted by requests.
         """
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        outer = self._react
-        self._react = None if outer is None else _remember
-        try:
-            yield
-        finally:
-            if outer is None or self._react is not None:
-                self._react = outer
-            else:  # a request has come
-                outer()
+        if threading.get_ident() == self._main_thread:
+            return _Deferring(self)
+        return _NOT_INTERRUPTED
 
     def close(self) -> None:
         """The function is over: from here on a request ends the process at once."""
@@ -142,6 +133,29 @@ class StopListener:
 
         # The interpreter makes the instance when it raises it: that is how we hear of it.
         return type("StopRequested", (StopRequested,), {"__init__": on_raised})
+
+
+class _Deferring:
+    """What :meth:`StopListener.deferring` gives: a class, because it has to be fast."""
+
+    __slots__ = ("_listener", "_outer")
+
+    def __init__(self, listener: StopListener) -> None:
+        self._listener = listener
+
+    def __enter__(self) -> None:
+        self._outer = outer = self._listener._react
+        self._listener._react = None if outer is None else _remember
+
+    def __exit__(self, *_: object) -> None:
+        outer = self._outer
+        if outer is None or self._listener._react is not None:
+            self._listener._react = outer
+        else:  # a request has come
+            outer()
+
+
+_NOT_INTERRUPTED = nullcontext()
 
 
 def _remember() -> None:

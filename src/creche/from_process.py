@@ -114,8 +114,11 @@ def report(done: float, total: float | None = None, message: str | None = None) 
     """Tell the parent how far this process is.
 
     It gets it as ``process.progress``: see :attr:`creche.AsyncProcess.progress`. A reader that is
-    slower gets the newest report; a report costs some microseconds in both processes, so it should
-    be made some thousand times a second at most.
+    slower gets the newest report. What a call in a worker of a pool reports goes to the
+    ``on_progress`` of :meth:`creche.ProcessPool.run`; what the items of a map report, to nobody.
+
+    A report costs some microseconds in both processes, so it should be made some thousand times a
+    second at most.
 
     :param done: how much is done, in any unit
     :param total: how much there is, where that is known
@@ -129,7 +132,7 @@ def report(done: float, total: float | None = None, message: str | None = None) 
             raise TypeError(f"{name} must be a number, not {number!r}")
     if message is not None and not isinstance(message, str):
         raise TypeError(f"message must be a string, not {message!r}")
-    connection.send((FrameKind.PROGRESS, [encode_progress(done, total, message)]))
+    connection.send_progress(encode_progress(done, total, message))
 
 
 def cancelled() -> bool:

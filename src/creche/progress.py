@@ -54,9 +54,9 @@ def track(
     Nothing at all is written where standard output is no terminal. Several bars at once are drawn
     below each other, and what is printed meanwhile appears above them.
 
-    :param source: any async iterable. Where it has the integers ``total`` and ``done``, as what
-        :meth:`creche.ProcessPool.map` returns has, the bar shows these, so that items count when
-        they have ended, not when their turn has come
+    :param source: any async iterable. Where it has the numbers ``total`` and ``done``, as what
+        :meth:`creche.ProcessPool.map` returns and :attr:`creche.AsyncProcess.progress` have, the
+        bar shows these, so that items count when they have ended, not when their turn has come
     :param description: a text to the left of the bar
     :param total: how many items there are, where the source does not tell. If nobody knows, the
         bar pulses and counts
@@ -392,7 +392,9 @@ if hasattr(os, "register_at_fork"):
 def _integer(source: object, name: str) -> int | None:
     """Return an attribute of a source, whatever others mean by its name."""
     value = getattr(source, name, None)
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return int(value)
 
 
 def _time_left(task: Task) -> str:

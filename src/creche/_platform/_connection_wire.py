@@ -242,8 +242,10 @@ class ChildWire:
         self._received.put(b"")
 
 
-def wire_pair() -> tuple[ParentWire, ChildWire]:
+def wire_pair(*, lines: bool = False) -> tuple[ParentWire, ChildWire]:
     """Make a wire: the parent's end, and the child's.
+
+    :param lines: whether the child may open lines over it, which it cannot
 
     :raises OSError: if there are no handles left
     """

@@ -33,8 +33,10 @@ _DRAIN_BYTES = 64 * 1024 * 1024
 class ParentWire:
     """The parent's end. Everything but :meth:`send` before :meth:`attach` runs in the watcher."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, *, lines: bool = False) -> None:
+        """:param lines: whether the child may open lines over it"""
         self._sock = sock
+        self._take_lines = lines
         sock.setblocking(False)
         self._outbox: deque[memoryview] = deque()
         self._poller: DescriptorPoller | None = None
@@ -108,12 +110,15 @@ class ParentWire:
         assert self._on_data is not None
         asked = self._read_bytes
         try:
-            data, lines, _, _ = socket.recv_fds(self._sock, asked, _LINES_AT_ONCE)
+            if self._take_lines:
+                data, lines, _, _ = socket.recv_fds(self._sock, asked, _LINES_AT_ONCE)
+                self._lines.extend(lines)
+            else:
+                data = self._sock.recv(asked)
         except (BlockingIOError, InterruptedError):
             return 0
         except OSError:  # ECONNRESET: the child died with our data unread
-            data, lines = b"", []
-        self._lines.extend(lines)
+            data = b""
         self._read_bytes = _READ_BYTES if len(data) == asked else _SMALL_READ_BYTES
         if not data:
             self._detach()
@@ -197,13 +202,15 @@ class ChildWire:
         return data
 
 
-def wire_pair() -> tuple[ParentWire, ChildWire]:
+def wire_pair(*, lines: bool = False) -> tuple[ParentWire, ChildWire]:
     """Make a wire: the parent's end, and the child's.
+
+    :param lines: whether the child may open lines over it
 
     :raises OSError: if there are no descriptors left
     """
     ours, theirs = socket.socketpair()
-    return ParentWire(ours), ChildWire(Connection(theirs.detach()))
+    return ParentWire(ours, lines=lines), ChildWire(Connection(theirs.detach()))
 
 
 def _joined_if_small(pieces: Iterable[Buffer]) -> Iterable[Buffer]:

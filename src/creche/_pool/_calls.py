@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import enum
+import logging
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .._wire._framing import FrameKind
+from .._progress_feed import Progress, decode_progress
+from .._wire._framing import Buffer, FrameKind
 from .._wire._messages import INLINE_BYTES, inline, pack_call, size_of
 from .._wire._outcomes import Failure, Outcome
 from .._wire._payloads import Payload
+
+_logger = logging.getLogger("creche")
 
 _UNKNOWN_SECONDS = 1.0
 
@@ -43,7 +47,17 @@ class PoolCall:
     :param on_done: called in the event loop when :attr:`outcome` is known
     """
 
-    __slots__ = ("answers", "number", "on_done", "outcome", "payload", "seconds", "state", "what")
+    __slots__ = (
+        "answers",
+        "number",
+        "on_done",
+        "on_progress",
+        "outcome",
+        "payload",
+        "seconds",
+        "state",
+        "what",
+    )
 
     kind: int = FrameKind.CALL
 
@@ -56,6 +70,7 @@ class PoolCall:
         self.payload = payload
         self.what = what
         self.on_done = on_done
+        self.on_progress: Callable[[Progress], object] | None = None
         self.state = CallState.QUEUED
         self.outcome: Outcome | None = None
         self.seconds = _UNKNOWN_SECONDS  # that it is thought to take
@@ -92,6 +107,16 @@ class PoolCall:
         :param begun: how many items of a chunk it had begun
         """
         self.fail(error)
+
+    def report(self, payload: Buffer | list[Buffer]) -> None:
+        """The function has said how far it is."""
+        if self.on_progress is None or self.done:
+            return
+        try:
+            section = payload if isinstance(payload, list) else [payload]
+            self.on_progress(decode_progress(section))
+        except Exception:
+            _logger.exception("the on_progress of a call of a pool failed")
 
     def finish(self, outcome: Outcome) -> None:
         """Say what became of the call; only the first word counts."""

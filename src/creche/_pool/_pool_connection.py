@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from typing import Any
 
 from .._errors import WorkerMemoryError
@@ -14,7 +15,7 @@ from .._platform import (
     StreamWriter,
     lift_memory_limit,
 )
-from .._stop_request import StopRequested
+from .._stop_request import StopListener, StopRequested
 from .._wire._framing import Buffer, FrameKind, Section
 from .._wire._messages import (
     CALL_HEADER_BYTES,
@@ -49,16 +50,27 @@ class PoolConnection:
         shared: memoryview,
         serializer: Serializer | None,
         memory_limit: int | None,
+        stop: StopListener,
     ) -> None:
         self.serializer = serializer
         self.out_of_memory = False
         """Whether a call has run into the memory limit: the worker serves no other."""
         self._pid = os.getpid()
         self._wire = wire
+        self._sending = threading.Lock()
+        self._stop = stop
         self._calls = calls
         self._segments = None if segments is None else SegmentPort(segments, patient=True)
         self.shared = shared
         self._memory_limit = memory_limit
+
+    def send_progress(self, section: Section) -> None:
+        """Tell how far the call is that runs, from any thread of the worker."""
+        data = b"".join(section)
+        message = pack_answer(FrameKind.PROGRESS, 0, 0.0, len(data)) + data
+        # A request to stop must not strike between the lock and its release.
+        with self._stop.deferring(), self._sending:
+            self._wire.write(message)
 
     def leave_if_forked(self) -> None:
         """The function has made a fork, which came back from it, too: it ends here."""
@@ -87,7 +99,7 @@ class PoolConnection:
         return self._segments.receive(flags, pieces).load(self.serializer)
 
     def send_empty(self, kind: int) -> None:
-        self._wire.write(pack_answer(kind, 0, 0.0, 0))
+        self._write(pack_answer(kind, 0, 0.0, 0))
 
     def send_report(
         self, kind: int, sections: list[Section], flags: int, seconds: float = 0.0
@@ -123,7 +135,7 @@ class PoolConnection:
         self.leave_if_forked()
         if self.serializer is None and is_plain((value,)):
             data = dumps_plain(value)
-            self._wire.write(pack_answer(FrameKind.VALUE, LAST, seconds, len(data)) + data)
+            self._write(pack_answer(FrameKind.VALUE, LAST, seconds, len(data)) + data)
             return
         try:
             payload = dump(value, self.serializer)
@@ -174,7 +186,7 @@ class PoolConnection:
             else:
                 table = table_of(sections)
                 header = pack_answer(kind, flags | layout, seconds, len(table), items)
-                self._wire.write(header + table)
+                self._write(header + table)
                 if stream is not None:
                     with contextlib.closing(stream):
                         stream.write()  # until the pool has it, or does not want it any more
@@ -183,9 +195,10 @@ class PoolConnection:
         size = size_of(pieces)
         header = pack_answer(kind, flags | layout, seconds, size, items)
         if size <= INLINE_BYTES:
-            self._wire.write(header + b"".join(pieces))
+            self._write(header + b"".join(pieces))
         else:
-            self._wire.send([header, *pieces])
+            with self._sending:
+                self._wire.send([header, *pieces])
 
     def _send_apart(
         self, port: SegmentPort, payload: Payload, size: int
@@ -200,3 +213,7 @@ class PoolConnection:
         if flags & (KEEP | KEPT):
             self.shared[KEPT_IS_UNREAD] = 1
         return flags, None
+
+    def _write(self, data: bytes) -> None:
+        with self._sending:  # other threads send reports
+            self._wire.write(data)

@@ -15,6 +15,7 @@ from .._durations import check_timeout
 from .._errors import ProcessStateError, ProcessTimeout
 from .._log_forwarding import LogTarget
 from .._loops import waiter_in
+from .._progress_feed import Progress
 from .._stop_policy import StopPolicy
 from .._wire._outcomes import Failure, Value
 from .._wire._payloads import Serializer
@@ -160,6 +161,7 @@ class ProcessPool:
         func: Callable[[Unpack[PosArgsT]], Coroutine[Any, Any, T]],
         *args: *PosArgsT,
         timeout: float | None = None,
+        on_progress: Callable[[Progress], object] | None = None,
     ) -> T: ...
 
     @overload
@@ -168,6 +170,7 @@ class ProcessPool:
         func: Callable[[Unpack[PosArgsT]], T],
         *args: *PosArgsT,
         timeout: float | None = None,
+        on_progress: Callable[[Progress], object] | None = None,
     ) -> T: ...
 
     async def run(
@@ -175,6 +178,7 @@ class ProcessPool:
         func: Callable[[Unpack[PosArgsT]], Any],
         *args: *PosArgsT,
         timeout: float | None = None,
+        on_progress: Callable[[Progress], object] | None = None,
     ) -> Any:
         """Call ``func(*args)`` in a worker; return its value or raise its error.
 
@@ -187,6 +191,9 @@ class ProcessPool:
         :param args: its positional arguments (for keyword arguments use :func:`functools.partial`)
         :param timeout: seconds that this may take, waiting for a worker included. 0 times out at
             once
+        :param on_progress: called in the event loop with each :class:`Progress` that ``func``
+            reports by :func:`creche.from_process.report`. It should take no time; what it raises is
+            logged
         :raises Exception: whatever ``func`` raises, with the worker's traceback as its
             ``__cause__``
         :raises ProcessDied: if the worker died, or left through ``sys.exit``, while it ran the call
@@ -199,7 +206,7 @@ class ProcessPool:
             process
         """
         if timeout is not None:
-            return await self._run_within(timeout, func, args)
+            return await self._run_within(timeout, func, args, on_progress)
         engine = self._engine
         engine.check_usable()
         if carriers.all:
@@ -207,6 +214,7 @@ class ProcessPool:
         payload = engine.pickle_plain(func, args) or await engine.pickle(func, args)
         waiter = waiter_in(engine.loop)
         call = PoolCall(payload, what_runs(func), waiter.wake)
+        call.on_progress = on_progress
         try:
             engine.submit(call)
             await waiter
@@ -372,13 +380,17 @@ class ProcessPool:
         return self._maybe_engine
 
     async def _run_within(
-        self, timeout: float, func: Callable[..., Any], args: tuple[Any, ...]
+        self,
+        timeout: float,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        on_progress: Callable[[Progress], object] | None,
     ) -> Any:
         seconds = check_timeout(timeout)
         self._engine.check_usable()
         if seconds != 0:
             with anyio.move_on_after(seconds):
-                return await self.run(func, *args)
+                return await self.run(func, *args, on_progress=on_progress)
         raise ProcessTimeout(
             f"a call of {_name_of(func)} in {self._options.name!r} was stopped after its timeout of"
             f" {seconds:g} seconds"

@@ -83,7 +83,9 @@ class WorkerProgram(ChildProgram):
                     self._shared.cells,
                     self._serializer,
                     self._memory_limit,
+                    context.stop,
                 )
+                context.connection.send_progress = connection.send_progress
                 connection.send_empty(FrameKind.READY)
                 _serve(connection, caller, context.stop)
 

@@ -231,6 +231,8 @@ class Worker:
                     self._on_value(message)
                 elif message[0] == FrameKind.READY:
                     self._on_ready()
+                elif self.calls and message[0] == FrameKind.PROGRESS:
+                    self.calls[0].report(message[4])
                 elif self.calls:
                     self._on_answer(message)
         except BaseException:

@@ -19,6 +19,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from multiprocessing import forkserver, popen_fork, popen_forkserver, popen_spawn_posix
 from multiprocessing.process import BaseProcess
@@ -342,6 +343,10 @@ def _run_forked_child(process_obj: Any, parent_sentinel: int, to_close: tuple[in
     try:
         for descriptor in to_close:
             os.close(descriptor)
+        # Threads are daemonic if the one that makes them is, and so is the thread that has forked,
+        # which is the main one here. The end of the process waits for those that are not.
+        main_thread: Any = threading.current_thread()
+        main_thread._daemonic = False
         code = process_obj._bootstrap(parent_sentinel=parent_sentinel)
         util._exit_function()  # joins the threads of queues; from 3.13 on _bootstrap does not
     finally:

@@ -58,7 +58,9 @@ def encode_request(
     """
     kind = FrameKind.AWAITED_REQUEST if awaits else FrameKind.REQUEST
     try:
-        return _encode(kind, number, _dump((func, args), args))
+        if is_plain(args):
+            return _encode_plain(kind, number, (func, args))
+        return _encode(kind, number, dump((func, args), None))
     except Exception as error:
         raise cannot_pickle_request(func, args, error) from error
 
@@ -145,7 +147,9 @@ def encode_value(number: int, value: object) -> bytes:
     :raises TooHeavyError: if that takes too long for an event loop
     :raises Exception: if it cannot be pickled
     """
-    return _encode(FrameKind.VALUE, number, _dump(value, (value,), light=True))
+    if is_plain((value,)):
+        return _encode_plain(FrameKind.VALUE, number, value)
+    return _encode(FrameKind.VALUE, number, dump(value, None, light=True))
 
 
 def encode_reply(number: int, message: OutcomeMessage) -> bytes:
@@ -158,10 +162,9 @@ def encode_unavailable(number: int) -> bytes:
     return pack_answer(FrameKind.UNAVAILABLE, 0, 0.0, 0, number)
 
 
-def _dump(obj: object, parts: tuple[Any, ...], *, light: bool = False) -> Payload:
-    if is_plain(parts):
-        return Payload([[dumps_plain(obj)]], heavy=False)
-    return dump(obj, None, light=light)
+def _encode_plain(kind: int, number: int, obj: object) -> bytes:
+    data = dumps_plain(obj)
+    return pack_answer(kind, 0, 0.0, len(data), number) + data
 
 
 def _encode(kind: int, number: int, payload: Payload) -> bytes:
