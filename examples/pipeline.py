@@ -1,6 +1,6 @@
 """A pipeline of processes: one reads, some parse, one writes, and none runs ahead of the next.
 
-A log of a web server is made up on the spot. The channels between the stages hold BUFFER items each,
+A log of a web server is made up on the spot. The channels between the stages hold BUFFER items,
 so the reader waits whenever the writer, which is slow at first, does not keep up.
 """
 

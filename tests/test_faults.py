@@ -6,6 +6,7 @@ inherits all of the others.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import signal
@@ -16,11 +17,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import anyio
+import output_targets
 import psutil
 import pytest
 import support
 from support import START_METHODS, TIMEOUT, Announcements
 
+import creche.context
 from creche import (
     AsyncProcess,
     ProcessDied,
@@ -443,13 +446,14 @@ class Run:
     start_method: str
     process: AsyncProcess[Any] | None = field(default=None)
 
-    def make_process(self) -> AsyncProcess[Any]:
+    def make_process(self, **options: Any) -> AsyncProcess[Any]:
         self.process = AsyncProcess(
             target=self.fault.func,
             args=self.fault.args,
             stop=self.fault.stop,
             timeout=self.fault.timeout,
             start_method=self.start_method,
+            **options,
         )
         return self.process
 
@@ -467,6 +471,13 @@ async def by_run_in_process(run: Run) -> Any:
 
 async def by_result(run: Run) -> Any:
     return await run.make_process().result()
+
+
+async def by_captured_result(run: Run) -> Any:
+    """With its output in a stream that nobody reads, and a context variable."""
+    with creche.context.carry(output_targets.request_id):
+        output_targets.request_id.set("r1")
+        return await run.make_process(stdout="stream", stderr=logging.getLogger("faults")).result()
 
 
 async def by_block(run: Run) -> Any:
@@ -578,6 +589,7 @@ Way = Callable[[Run], Awaitable[Any]]
 WAYS: dict[str, Way] = {
     "run_in_process": by_run_in_process,
     "result": by_result,
+    "captured": by_captured_result,
     "block": by_block,
     "join": by_join,
     "start_soon": by_start_soon,

@@ -6,6 +6,7 @@ the block that started it, and cancelling it really stops it.
 
 from __future__ import annotations
 
+from . import context as context
 from . import from_process as from_process
 from . import to_process as to_process
 from ._errors import ProcessClosedError as ProcessClosedError

@@ -15,12 +15,14 @@ from typing import Any
 import anyio
 
 from . import _platform
+from ._child_output import ChildOutput
 from ._log_forwarding import LogSettings, forward_logs
 from ._loops import current_loop, post, run_to_end
 from ._multiprocessing import util
 from ._parent_connection import CurrentProcess, ParentConnection, set_parent_connection
 from ._start_methods import import_main, settle_in
 from ._stop_request import StopListener, StopRequested
+from ._wire._context import CallInContext
 from ._wire._framing import FrameKind, pack
 from ._wire._outcomes import (
     Call,
@@ -52,6 +54,7 @@ class ChildMain:
     :param start_method: how the child came into being
     :param parent_pid: the process id of the application
     :param logs: which log records the parent wants; ``None`` where it wants none
+    :param output: where its output goes; ``None`` for the application's own
     """
 
     wire: _platform.ChildWire
@@ -64,6 +67,7 @@ class ChildMain:
     start_method: str
     parent_pid: int
     logs: LogSettings | None = None
+    output: ChildOutput | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # While a process is being started, which descriptors are handed over to.
@@ -83,6 +87,8 @@ class ChildMain:
 
     def __call__(self) -> None:
         settle_in(self.start_method, self.lifeline)
+        if self.output is not None:
+            self.output.take_over()
         stop = StopListener()
         stop.listen(forked=self.start_method == "fork")
         connection = ParentConnection(self.wire, stop)
@@ -205,7 +211,7 @@ def _do_nothing() -> None:
 
 def is_async(func: Callable[..., Any]) -> bool:
     """Whether ``func`` gives a coroutine, looking through partials and callable objects."""
-    while isinstance(func, functools.partial):
+    while isinstance(func, functools.partial | CallInContext):
         func = func.func
     call = type(func).__call__
     return inspect.iscoroutinefunction(func) or inspect.iscoroutinefunction(call)

@@ -18,12 +18,14 @@ from collections.abc import Callable
 from typing import Any
 
 from . import _failures
+from ._carried import call_in_context
 from ._conversation import Conversation
 from ._errors import ProcessError
 from ._inbox import Inbox
 from ._launching import start_child
-from ._lifecycle import Event, ProcessState, next_state
-from ._loops import Latch
+from ._life import ProcessLife
+from ._lifecycle import Event, ProcessState
+from ._output import OutputCapture
 from ._platform import ParentWire
 from ._runtime import Runtime
 from ._start_methods import abort_start, forget_process, own_started
@@ -34,7 +36,7 @@ from ._watcher import Timer
 from ._wire._outcomes import Call, Failure, Outcome, Value
 
 
-class ProcessHandle:
+class ProcessHandle(ProcessLife):
     """A process from the first thought of it until its outcome is known.
 
     :param process: the ``multiprocessing`` process object
@@ -42,6 +44,7 @@ class ProcessHandle:
     :param call: what it runs; ``None`` where the process object brings its own ``run``
     :param timeout: seconds from the start after which it is stopped, or ``None``
     :param conversation: what the child says while it runs
+    :param output: what becomes of its output, if that is not the application's own
     """
 
     def __init__(
@@ -53,24 +56,15 @@ class ProcessHandle:
         policy: StopPolicy,
         timeout: float | None,
         conversation: Conversation,
+        output: OutputCapture | None = None,
     ) -> None:
-        self.process = process
+        super().__init__(process, policy, timeout)
         self.method = method
-        self.policy = policy
-        self.timeout = timeout
         self.conversation = conversation
-        self.state = ProcessState.CREATED
-        self.pid: int | None = None
-        self.exitcode: int | None = None
-        self.outcome: Outcome | None = None
-        self.stop_requested = False
-        self.stuck = False
         self.keeps_descriptors = False
         self.on_forget: Callable[[], object] | None = None
-        self.launched = Latch()
-        self.ready = Latch()
-        self.gone = Latch()
-        self.finished = Latch()
+        self.output = OutputCapture(None, None) if output is None else output
+        self.gone.tell(self.output.end_streams, None)
         self._call = call
         self._maybe_runtime: Runtime | None = None
         self._popen: Any = None
@@ -81,18 +75,21 @@ class ProcessHandle:
         self._stop_when_launched: StopPolicy | None = None
         self._owned = False
         self._start_claim = Claim()  # to start the process, or to see that it never is
-        self._timed_out = False
         self._stopping = False
         self._timers: list[Timer] = []
 
     # --- from any thread ----------------------------------------------------------------------
+
+    def take_context(self) -> None:
+        """Have the function find what it is to find of the context of the caller."""
+        self._call = call_in_context(self._call)
 
     def start(self, runtime: Runtime, backend: str) -> None:
         """Begin to start the process; :attr:`launched` tells when that is done.
 
         :raises ProcessStateError: if it was started already
         """
-        self.state = next_state(self.state, Event.START, self.process.name)
+        self._advance(Event.START)
         self._maybe_runtime = runtime
         runtime.live.add(self)
         # A KeyboardInterrupt may strike here at any moment, and under Trio it does. It must not
@@ -103,8 +100,8 @@ class ProcessHandle:
 
     def adopt(self, runtime: Runtime) -> None:
         """Take over a process that runs already."""
-        self.state = next_state(self.state, Event.START, self.process.name)
-        self.state = next_state(self.state, Event.RUN, self.process.name)
+        self._advance(Event.START)
+        self._advance(Event.RUN)
         self._maybe_runtime = runtime
         runtime.live.add(self)
         if self.timeout is not None:
@@ -120,14 +117,6 @@ class ProcessHandle:
         else:
             self._runtime.watcher.call_soon(lambda: self._stop(policy))
 
-    def give_up_unless_started(self) -> None:
-        """Where the process was not started, see to it that it never will be."""
-        if self.state is ProcessState.CREATED:
-            self.stop_requested = True
-            self.outcome = Failure(_failures.stopped_before_start(self.process.name))
-            self.state = ProcessState.TERMINATED
-            self._set_all_latches()
-
     def own(self) -> None:
         """Somebody waits for the end of the process: once it has given its outcome it must exit."""
         self._owned = True
@@ -138,21 +127,6 @@ class ProcessHandle:
         """Stop the process unless it ends by itself within ``seconds``."""
         self._runtime.watcher.call_soon(lambda: self._expect_end(seconds))
 
-    def check_gone(self) -> None:
-        """Check that the process has gone.
-
-        :raises ProcessStuckError: if the process was killed in vain
-        :raises ProcessTimeout: if it could not even be started in time
-        """
-        if self.stuck and not self.finished.is_set():
-            if self.pid is not None:
-                raise _failures.killed_in_vain(
-                    self.process.name, self.pid, self.policy.kill_timeout
-                )
-            if self._timed_out:
-                raise _failures.not_started_in_time(self.process.name, self.timeout)
-            raise _failures.still_starting(self.process.name)
-
     def forget(self) -> None:
         """In a fork of this process: close our copies of what belongs to its parent."""
         if self.on_forget is not None:
@@ -160,6 +134,7 @@ class ProcessHandle:
         self.conversation.forget()
         if self._wire is not None:
             self._wire.forget()
+        self.output.close()
         if self._popen is not None:
             self._popen.forget()
             forget_process(self.process)
@@ -201,6 +176,7 @@ class ProcessHandle:
             backend=backend,
             lifeline=self._runtime.lifeline,
             logs=self.conversation.log_settings(),
+            output=self.output,
             on_wire=self._set_wire,
         )
 
@@ -224,6 +200,13 @@ class ProcessHandle:
             name, pid = self.process.name, self._popen.pid
             self._inbox = Inbox(self, self._runtime, self.conversation, name, pid)
             self._wire.attach(watcher.poller, self._inbox.receive)
+        self.output.attach(
+            watcher,
+            self._runtime.loggers,
+            self.process.name,
+            self._popen.pid,
+            self._settle_if_known,
+        )
         if self._stop_when_launched is not None:
             self._stopper.stop(self._stop_when_launched)
         self._watch_exit()
@@ -262,19 +245,21 @@ class ProcessHandle:
             self._popen.close()
         if self._inbox is not None:
             self._inbox.decode_exit(self._known_exitcode)
+        self.output.process_ended(self.policy.exit_timeout)
         self._settle_if_known()
         if self._stopping:
             self._expect_unpickled()
 
     def heard_running(self) -> None:
         if self.state is ProcessState.STARTED:
-            self.state = next_state(self.state, Event.RUN, self.process.name)
+            self._advance(Event.RUN)
 
     def heard_ready(self) -> None:
         self.ready.set()
         self._settle_if_known()
 
     def heard_last_word(self) -> None:
+        self.output.expect_end()
         self._expect_exit()
 
     def heard_outcome(self) -> None:
@@ -297,6 +282,7 @@ class ProcessHandle:
         if self.finished.is_set():
             return
         self._stopping = True
+        self.output.expect_end()
         if self._start_claim.take():
             self._not_started(_failures.stopped_before_start(self.process.name))
         elif self.exitcode is not None:
@@ -333,6 +319,9 @@ class ProcessHandle:
             self._call_later(self.policy.kill_timeout, self._give_up_unpickling)
 
     def _give_up_unpickling(self) -> None:
+        self.output.give_up()
+        if self.finished.is_set():  # that was what it waited for
+            return
         assert self._inbox is not None
         self._inbox.close()
         self._settle(
@@ -361,7 +350,9 @@ class ProcessHandle:
     def _settle_if_known(self) -> None:
         """The process has ended: its outcome is known when all that it has said is unpickled."""
         inbox = self._inbox
-        if self.exitcode is None or (inbox is not None and inbox.busy) or self.outcome is not None:
+        if self.exitcode is None or self.outcome is not None or self.output.busy:
+            return
+        if inbox is not None and inbox.busy:
             return
         if inbox is not None and inbox.outcome is not None:
             self._settle(inbox.outcome)
@@ -385,13 +376,9 @@ class ProcessHandle:
             self._stopper.close()
         self.outcome = outcome
         self.conversation.close()
-        self.state = next_state(self.state, Event.END, self.process.name)
+        self._advance(Event.END)
         self._runtime.live.discard(self)
         self._set_all_latches()
 
     def _call_later(self, delay: float, callback: Callable[[], None]) -> None:
         self._timers.append(self._runtime.watcher.call_later(delay, callback))
-
-    def _set_all_latches(self) -> None:
-        for latch in (self.launched, self.ready, self.finished, self.gone):
-            latch.set()

@@ -8,6 +8,7 @@ from typing import Any
 
 from ._child import ChildMain
 from ._log_forwarding import LogSettings
+from ._output import OutputCapture
 from ._platform import Lifeline, ParentWire, wire_pair
 from ._start_methods import main_module_settings, start, ties_children
 from ._wire._framing import FrameKind, Section, pack
@@ -23,6 +24,7 @@ def start_child(
     backend: str,
     lifeline: Lifeline,
     logs: LogSettings | None,
+    output: OutputCapture,
     on_wire: Callable[[ParentWire | None], None],
 ) -> Any:
     """Start ``process`` with creche's side of a child in it; return its ``Popen``.
@@ -33,6 +35,7 @@ def start_child(
     :param backend: anyio's name of the backend for async functions
     :param lifeline: what ends with this process
     :param logs: what log records it is to send
+    :param output: what becomes of its output
     :param on_wire: told the wire before the child exists, as a fork that another thread makes
         meanwhile has to close it; and ``None`` when the start has failed
     :raises SerializationError: if the function or an argument cannot be pickled
@@ -42,9 +45,10 @@ def start_child(
     # First, because it is what fails most, and nothing has to be undone then.
     sections: list[Section] = [] if call is None else encode_call(call, process.name, handles)
     wire, child_end = wire_pair(lines=True)
-    child_lifeline = None
+    child_lifeline = child_output = None
     try:
         on_wire(wire)
+        child_output = output.open()
         if not ties_children(method):
             # A copy, because a fork closes its parent's before the child gets to see it.
             child_lifeline = lifeline.duplicate()
@@ -61,14 +65,18 @@ def start_child(
             start_method=method,
             parent_pid=os.getpid(),
             logs=logs,
+            output=child_output,
         )
         return start(process, method)
     except BaseException:
         on_wire(None)
         wire.close()
+        output.close()
         raise
     finally:
         child_end.close()
+        if child_output is not None:
+            child_output.close()
         if child_lifeline is not None:
             os.close(child_lifeline)
         process.__dict__.pop("run", None)

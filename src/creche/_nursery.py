@@ -12,6 +12,7 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from ._errors import ProcessDied, ProcessStartError, ProcessStateError, describe
 from ._log_forwarding import LogTarget, check_log_target
+from ._output import ErrorOutput, Output, check_output
 from ._process import AsyncProcess
 from ._run import name_after
 from ._stop_policy import StopPolicy, check_stop_policy
@@ -29,6 +30,8 @@ def open_nursery(
     stop: StopPolicy | None = None,
     start_method: str | None = None,
     logs: LogTarget = False,
+    stdout: Output = None,
+    stderr: ErrorOutput = None,
 ) -> ProcessNursery:
     """Return a :class:`ProcessNursery`, to be used in ``async with``.
 
@@ -37,9 +40,21 @@ def open_nursery(
     :param stop: how its processes are stopped
     :param start_method: as for :class:`AsyncProcess`
     :param logs: as for :class:`AsyncProcess`
-    :raises TypeError: if ``stop`` or ``logs`` is of a wrong type
+    :param stdout: where the standard output of its processes goes, as for :class:`AsyncProcess`
+    :param stderr: where their standard error goes
+    :raises ValueError: if there is no such start method, or ``stdout`` or ``stderr`` is a string
+        that means nothing
+    :raises TypeError: if an argument is of a wrong type
     """
-    return ProcessNursery(limiter=limiter, stop=stop, start_method=start_method, logs=logs)
+    check_output(stdout, stderr)
+    return ProcessNursery(
+        limiter=limiter,
+        stop=stop,
+        start_method=start_method,
+        logs=logs,
+        stdout=stdout,
+        stderr=stderr,
+    )
 
 
 class ProcessNursery:
@@ -58,7 +73,11 @@ class ProcessNursery:
         stop: StopPolicy | None,
         start_method: str | None,
         logs: LogTarget,
+        stdout: Output,
+        stderr: ErrorOutput,
     ) -> None:
+        self._stdout: Output = stdout
+        self._stderr: ErrorOutput = stderr
         self._limiter = limiter
         self._stop = check_stop_policy(stop)
         self._start_method = start_method
@@ -86,6 +105,8 @@ class ProcessNursery:
         timeout: float | None = None,
         stop: StopPolicy | None = None,
         logs: LogTarget | None = None,
+        stdout: Output = None,
+        stderr: ErrorOutput = None,
     ) -> AsyncProcess[T]: ...
 
     @overload
@@ -97,6 +118,8 @@ class ProcessNursery:
         timeout: float | None = None,
         stop: StopPolicy | None = None,
         logs: LogTarget | None = None,
+        stdout: Output = None,
+        stderr: ErrorOutput = None,
     ) -> AsyncProcess[T]: ...
 
     def start_soon(
@@ -107,6 +130,8 @@ class ProcessNursery:
         timeout: float | None = None,
         stop: StopPolicy | None = None,
         logs: LogTarget | None = None,
+        stdout: Output = None,
+        stderr: ErrorOutput = None,
     ) -> AsyncProcess[Any]:
         """Start ``func(*args)`` in a process of its own, soon.
 
@@ -116,11 +141,14 @@ class ProcessNursery:
         :param timeout: seconds that the process may run
         :param stop: how the process is stopped, instead of the nursery's own policy
         :param logs: what becomes of its log records, instead of what the nursery does with them
+        :param stdout: where its standard output goes, instead of where that of the nursery's
+            processes does
+        :param stderr: where its standard error goes
         :return: the process. It can be awaited for its result in the block; after the block it has
             its ``return_value``
         :raises ProcessStateError: if the nursery is not open
         """
-        process = self._make_process(func, args, name, timeout, stop, logs)
+        process = self._make_process(func, args, name, timeout, stop, logs, stdout, stderr)
         self._task_group.start_soon(self._run, process, name=process.name)
         return process
 
@@ -132,6 +160,8 @@ class ProcessNursery:
         timeout: float | None = None,
         stop: StopPolicy | None = None,
         logs: LogTarget | None = None,
+        stdout: Output = None,
+        stderr: ErrorOutput = None,
     ) -> Any:
         """Start ``func(*args)`` in a process of its own, and wait until it says that it is ready.
 
@@ -145,7 +175,7 @@ class ProcessNursery:
         :raises ProcessStartError: if the child ends without calling ``started()``
         :raises ProcessStateError: if the nursery is not open
         """
-        process = self._make_process(func, args, name, timeout, stop, logs)
+        process = self._make_process(func, args, name, timeout, stop, logs, stdout, stderr)
         outcome = await self._task_group.start(self._run_until_ready, process, name=process.name)
         if isinstance(outcome, Failure):
             raise outcome.exception
@@ -181,6 +211,8 @@ class ProcessNursery:
         timeout: float | None,
         stop: StopPolicy | None,
         logs: LogTarget | None,
+        stdout: Output,
+        stderr: ErrorOutput,
     ) -> AsyncProcess[Any]:
         if not self._open:
             raise ProcessStateError("this nursery is not open: no processes can be started in it")
@@ -192,6 +224,8 @@ class ProcessNursery:
             stop=self._stop if stop is None else stop,
             start_method=self._start_method,
             logs=self._logs if logs is None else logs,
+            stdout=self._stdout if stdout is None else stdout,
+            stderr=self._stderr if stderr is None else stderr,
         )
         if name is None:
             name_after(process, func)

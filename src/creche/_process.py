@@ -19,6 +19,7 @@ from ._handle import ProcessHandle
 from ._lifecycle import ProcessState
 from ._log_forwarding import LogTarget, check_log_target
 from ._loops import EventLoop, backend_of, current_loop
+from ._output import ErrorOutput, Output, OutputCapture, check_output
 from ._process_facts import ProcessFacts
 from ._runtime import runtime
 from ._start_methods import check_start_method, make_process, start_method_of
@@ -65,8 +66,14 @@ class AsyncProcess(ProcessFacts[T_co]):
         names, in the order in which they were made and by their levels here; a logger has all of
         them handled by that one. They are handled in a thread, and before the process is said to
         have ended. By default the child's loggers are its own affair
-    :raises ValueError: if ``timeout`` is negative or NaN, ``group`` is not ``None``, or there is no
-        such start method
+    :param stdout: where standard output goes. By default to the application's own. A
+        :class:`logging.Logger` gets each line as a record of level INFO; ``"stream"`` makes them
+        items of the stream :attr:`stdout`. On POSIX that holds for everything in the process and
+        its children, on Windows for Python code in the process
+    :param stderr: where standard error goes: as ``stdout``, but with level WARNING, and
+        :attr:`stderr`; ``"stdout"`` for where standard output goes
+    :raises ValueError: if ``timeout`` is negative or NaN, ``group`` is not ``None``, there is no
+        such start method, or ``stdout`` or ``stderr`` is another string
     :raises TypeError: if an argument is of a wrong type
     """
 
@@ -84,6 +91,8 @@ class AsyncProcess(ProcessFacts[T_co]):
         timeout: float | None = None,
         stop: StopPolicy | None = None,
         logs: LogTarget = False,
+        stdout: Output = None,
+        stderr: ErrorOutput = None,
     ) -> None: ...
 
     @overload
@@ -100,6 +109,8 @@ class AsyncProcess(ProcessFacts[T_co]):
         timeout: float | None = None,
         stop: StopPolicy | None = None,
         logs: LogTarget = False,
+        stdout: Output = None,
+        stderr: ErrorOutput = None,
     ) -> None: ...
 
     @overload
@@ -116,6 +127,8 @@ class AsyncProcess(ProcessFacts[T_co]):
         timeout: float | None = None,
         stop: StopPolicy | None = None,
         logs: LogTarget = False,
+        stdout: Output = None,
+        stderr: ErrorOutput = None,
     ) -> None: ...
 
     def __init__(
@@ -131,6 +144,8 @@ class AsyncProcess(ProcessFacts[T_co]):
         timeout: float | None = None,
         stop: StopPolicy | None = None,
         logs: LogTarget = False,
+        stdout: Output = None,
+        stderr: ErrorOutput = None,
     ) -> None:
         if group is not None:
             raise ValueError("group must be None: there are no process groups of that kind yet")
@@ -138,6 +153,7 @@ class AsyncProcess(ProcessFacts[T_co]):
             raise TypeError(f"target must be callable, not {type(target).__name__}")
         if name is not None and not isinstance(name, str):
             raise TypeError(f"name must be a string, not {type(name).__name__}")
+        check_output(stdout, stderr)
         method = check_start_method(start_method)
         self._set_up(
             ProcessHandle(
@@ -147,6 +163,7 @@ class AsyncProcess(ProcessFacts[T_co]):
                 policy=check_stop_policy(stop),
                 timeout=check_timeout(timeout),
                 conversation=Conversation(check_log_target(logs)),
+                output=OutputCapture(stdout, stderr),
             )
         )
 
@@ -366,6 +383,7 @@ class AsyncProcess(ProcessFacts[T_co]):
                 " multiprocessing does not allow these to have children. Use daemon=False there"
             )
         loop = current_loop()
+        self._handle.take_context()
         try:
             machinery = runtime()
         except (OSError, RuntimeError) as error:  # no descriptors, or no threads left

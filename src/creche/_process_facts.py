@@ -6,6 +6,8 @@ import logging
 import os
 from typing import Generic, NoReturn, TypeVar
 
+from anyio.abc import ObjectReceiveStream
+
 from ._errors import ProcessClosedError, ProcessStateError, describe
 from ._handle import ProcessHandle
 from ._lifecycle import ProcessState
@@ -109,6 +111,21 @@ class ProcessFacts(Generic[T_co]):
         if handle.pid is None or not handle.keeps_descriptors:
             raise ProcessStateError(f"{self._who()} has no sentinel: it is {handle.state.value}")
         return handle.process.sentinel  # type: ignore[no-any-return]
+
+    @property
+    def stdout(self) -> ObjectReceiveStream[str] | None:
+        """The lines of standard output, without their newlines, where the process was made with
+        ``stdout="stream"``; ``None`` elsewhere.
+
+        A process that writes faster than its lines are received waits. The stream ends with the
+        process, whatever its own children do. Closing it does not disturb the process.
+        """
+        return self._handle.output.stdout
+
+    @property
+    def stderr(self) -> ObjectReceiveStream[str] | None:
+        """The lines of standard error, where the process was made with ``stderr="stream"``."""
+        return self._handle.output.stderr
 
     @property
     def return_value(self) -> T_co:

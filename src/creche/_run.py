@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Coroutine
-from typing import Any, ParamSpec, TypeVar, TypeVarTuple, Unpack, overload
+from typing import Any, Literal, ParamSpec, TypeVar, TypeVarTuple, Unpack, overload
 
 import anyio
 import anyio.lowlevel
@@ -12,6 +13,7 @@ import anyio.lowlevel
 from ._durations import check_timeout
 from ._errors import ProcessTimeout
 from ._log_forwarding import LogTarget, check_log_target
+from ._output import check_output
 from ._platform import usable_cpus
 from ._process import AsyncProcess
 from ._stop_policy import StopPolicy
@@ -21,6 +23,8 @@ __all__ = ["current_default_run_limiter", "in_process", "run_in_process"]
 T = TypeVar("T")
 P = ParamSpec("P")
 PosArgsT = TypeVarTuple("PosArgsT")
+
+_NO_STREAM = "there is no process object to read it from; use AsyncProcess or a nursery"
 
 _default_limiter: anyio.lowlevel.RunVar[anyio.CapacityLimiter] = anyio.lowlevel.RunVar(
     "_creche_default_run_limiter"
@@ -51,6 +55,8 @@ async def run_in_process(
     start_method: str | None = None,
     limiter: anyio.CapacityLimiter | None = None,
     logs: LogTarget = False,
+    stdout: logging.Logger | None = None,
+    stderr: logging.Logger | Literal["stdout"] | None = None,
 ) -> T: ...
 
 
@@ -64,6 +70,8 @@ async def run_in_process(
     start_method: str | None = None,
     limiter: anyio.CapacityLimiter | None = None,
     logs: LogTarget = False,
+    stdout: logging.Logger | None = None,
+    stderr: logging.Logger | Literal["stdout"] | None = None,
 ) -> T: ...
 
 
@@ -76,6 +84,8 @@ async def run_in_process(
     start_method: str | None = None,
     limiter: anyio.CapacityLimiter | None = None,
     logs: LogTarget = False,
+    stdout: logging.Logger | None = None,
+    stderr: logging.Logger | Literal["stdout"] | None = None,
 ) -> Any:
     """Call ``func(*args)`` in a fresh process of its own; return its value or raise its error.
 
@@ -94,8 +104,12 @@ async def run_in_process(
     :param limiter: bounds how many processes run at once. By default, all calls in an event loop
         share :func:`current_default_run_limiter`
     :param logs: as for :class:`AsyncProcess`
+    :param stdout: a logger for the lines that the process writes to its standard output, as for
+        :class:`AsyncProcess`; by default they go to the application's own
+    :param stderr: a logger for those of standard error; ``"stdout"`` for where standard output goes
     :raises Exception: whatever ``func`` raises, and all that :meth:`AsyncProcess.result` raises
     """
+    check_output(stdout, stderr, no_stream=_NO_STREAM)
     process: AsyncProcess[Any] = AsyncProcess(
         target=func,
         name=name,
@@ -104,6 +118,8 @@ async def run_in_process(
         stop=stop,
         start_method=start_method,
         logs=logs,
+        stdout=stdout,
+        stderr=stderr,
     )
     if name is None:
         name_after(process, func)
@@ -124,6 +140,8 @@ def in_process(
     start_method: str | None = None,
     limiter: anyio.CapacityLimiter | None = None,
     logs: LogTarget = False,
+    stdout: logging.Logger | None = None,
+    stderr: logging.Logger | Literal["stdout"] | None = None,
 ) -> _InProcess:
     """Decorate a module-level function so that every call of it runs in a process of its own::
 
@@ -136,6 +154,7 @@ def in_process(
     cancellation are those of :func:`run_in_process`.
     """
     check_timeout(timeout)
+    check_output(stdout, stderr, no_stream=_NO_STREAM)
     return _InProcess(
         timeout=timeout,
         name=name,
@@ -143,6 +162,8 @@ def in_process(
         start_method=start_method,
         limiter=limiter,
         logs=check_log_target(logs),
+        stdout=stdout,
+        stderr=stderr,
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextvars
+import logging
 import multiprocessing
 import pickle
 from collections.abc import AsyncIterator, Iterator
@@ -10,6 +12,7 @@ from typing import Any, assert_type
 from anyio.abc import ObjectReceiveStream
 
 import creche
+import creche.context
 
 
 def halve(number: int) -> float:
@@ -158,3 +161,33 @@ async def check_stream() -> None:
     await objects.aclose()
     creche.open_stream(count, "5")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     creche.open_stream(halve, 5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+async def check_output(log: logging.Logger) -> None:
+    process = creche.AsyncProcess(target=halve, args=(1,), stdout="stream", stderr="stdout")
+    assert_type(process, creche.AsyncProcess[float])
+    assert_type(process.stdout, ObjectReceiveStream[str] | None)
+    assert_type(process.stderr, ObjectReceiveStream[str] | None)
+    assert_type(await creche.run_in_process(halve, 1, stdout=log, stderr=log), float)
+    assert_type(await creche.run_in_process(halve, 1, stdout=log, stderr="stdout"), float)
+    async with creche.open_nursery(stdout=log, stderr="stdout") as nursery:
+        assert_type(
+            nursery.start_soon(halve, 1, stdout="stream", stderr=log), creche.AsyncProcess[float]
+        )
+        assert_type(await nursery.start(no_value, stderr="stream"), Any)
+    creche.open_pool(stdout=log, stderr="stdout")
+    creche.open_pool(stdout="stream")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    creche.in_process(stdout="stream")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    creche.AsyncProcess(target=halve, stdout="stdout")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+variable = contextvars.ContextVar("variable", default=1)
+
+
+def check_context() -> None:
+    creche.context.carry(variable, contextvars.ContextVar[str]("other"))
+    with creche.context.carry(variable) as carried:
+        assert_type(carried, creche.context.Carried)
+    with creche.context.carry_trace_context():
+        creche.context.drop(variable)
+    creche.context.carry("variable")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

@@ -847,6 +847,8 @@ DEFAULTS: dict[str, Any] = {
     "stop": None,
     "start_method": None,
     "name": "p",
+    "stdout": None,
+    "stderr": None,
 }
 
 

@@ -41,6 +41,7 @@ else:
 if sys.platform == "win32":
     from ._connection_poller import ConnectionPoller as Poller
     from ._connection_wire import ChildWire, ParentWire, wire_pair
+    from ._output_connection import OutputReceiver, OutputSender, merge_output, output_pipe
     from ._windows import (
         DEFAULT_START_METHOD,
         DescriptorForChild,
@@ -55,6 +56,7 @@ if sys.platform == "win32":
         wait_for_socket,
     )
 else:
+    from ._output_pipe import OutputReceiver, OutputSender, merge_output, output_pipe
     from ._parent_death import Lifeline
     from ._posix import (
         DEFAULT_START_METHOD,
@@ -84,6 +86,8 @@ __all__ = [
     "DescriptorForChild",
     "KeptSegment",
     "Lifeline",
+    "OutputReceiver",
+    "OutputSender",
     "ParentWire",
     "Poller",
     "Segment",
@@ -101,8 +105,10 @@ __all__ = [
     "keep_segment",
     "lift_memory_limit",
     "limit_memory",
+    "merge_output",
     "on_missed_stop_request",
     "on_stop_request",
+    "output_pipe",
     "raise_in_main_thread",
     "segment_sockets",
     "take_back",

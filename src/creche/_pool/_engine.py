@@ -21,6 +21,7 @@ from .._loops import EventLoop, current_loop, is_current, post, waiter_in
 from .._process import AsyncProcess
 from .._runtime import runtime
 from .._start_methods import preload_in_server
+from .._wire._context import CallInContext
 from .._wire._outcomes import Failure, Outcome, Value, cannot_pickle_call
 from .._wire._payloads import Payload, Serializer, TooHeavyError, dump, dumps_plain, is_plain
 from ._calls import PoolCall
@@ -109,6 +110,8 @@ class PoolEngine:
 
     def pickle_plain(self, func: Callable[..., Any], args: tuple[Any, ...]) -> Payload | None:
         """Pickle a call with plain arguments, which takes no time; ``None`` if this is none."""
+        if isinstance(func, CallInContext) and not is_plain(func.loads):
+            return None
         if self.options.serializer is None and is_plain(args):
             try:
                 return Payload([[dumps_plain((func, args))]], heavy=False)
@@ -259,6 +262,8 @@ class PoolEngine:
             stop=options.stop,
             start_method=options.start_method,
             logs=options.logs,
+            stdout=options.stdout,
+            stderr=options.stderr,
         )
         preload_in_server(process._handle.process, options.preload)
         worker = Worker(number, process, scheduler, self.loop, options, self.jobs)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from .._durations import check_duration
 from .._log_forwarding import LogTarget, check_log_target
+from .._output import check_output
 from .._platform import usable_cpus
 from .._start_methods import check_start_method
 from .._stop_policy import StopPolicy, check_stop_policy
@@ -34,6 +36,8 @@ class PoolOptions:
     start_method: str
     logs: LogTarget
     name: str
+    stdout: logging.Logger | None
+    stderr: logging.Logger | Literal["stdout"] | None
 
 
 def check_options(
@@ -53,6 +57,8 @@ def check_options(
     start_method: str | None,
     logs: LogTarget,
     name: str,
+    stdout: logging.Logger | None,
+    stderr: logging.Logger | Literal["stdout"] | None,
 ) -> PoolOptions:
     """Check the arguments of :func:`creche.open_pool`.
 
@@ -83,6 +89,7 @@ def check_options(
         raise TypeError("preload must be a sequence of names of modules")
     if not isinstance(initargs, Iterable):
         raise TypeError(f"initargs must be a sequence, not {type(initargs).__name__}")
+    check_output(stdout, stderr, no_stream="workers serve many calls; use a logging.Logger")
     return PoolOptions(
         workers=workers,
         min_workers=min_workers,
@@ -99,6 +106,8 @@ def check_options(
         start_method=check_start_method(start_method),
         logs=check_log_target(logs),
         name=name,
+        stdout=stdout,
+        stderr=stderr,
     )
 
 

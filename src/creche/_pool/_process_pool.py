@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Literal, TypeVar, TypeVarTuple, Unpack, overload
 
 import anyio
 
+from .._carried import carriers, in_context
 from .._durations import check_timeout
 from .._errors import ProcessStateError, ProcessTimeout
 from .._log_forwarding import LogTarget
@@ -50,6 +52,8 @@ def open_pool(
     start_method: str | None = None,
     logs: LogTarget = False,
     name: str | None = None,
+    stdout: logging.Logger | None = None,
+    stderr: logging.Logger | Literal["stdout"] | None = None,
 ) -> ProcessPool:
     """Return a :class:`ProcessPool`, to be used in ``async with``.
 
@@ -80,6 +84,9 @@ def open_pool(
     :param logs: as for :class:`AsyncProcess`, for all workers. The last records of a call may be
         handled shortly after the call has ended
     :param name: the name of the pool, with which those of its workers begin
+    :param stdout: a logger for the lines that workers write to their standard output, as for
+        :class:`AsyncProcess`; by default they go to the application's own
+    :param stderr: a logger for those of standard error; ``"stdout"`` for where standard output goes
     :raises ValueError: if an argument is out of its range
     :raises TypeError: if an argument is of a wrong type
 
@@ -104,6 +111,8 @@ def open_pool(
             start_method=start_method,
             logs=logs,
             name=f"pool-{next(_numbers)}" if name is None else name,
+            stdout=stdout,
+            stderr=stderr,
         )
     )
 
@@ -200,6 +209,8 @@ class ProcessPool:
             return await self._run_within(timeout, func, args, on_progress)
         engine = self._engine
         engine.check_usable()
+        if carriers.all:
+            func = in_context(func)
         payload = engine.pickle_plain(func, args) or await engine.pickle(func, args)
         waiter = waiter_in(engine.loop)
         call = PoolCall(payload, what_runs(func), waiter.wake)
@@ -338,7 +349,7 @@ class ProcessPool:
             on_error=on_error,
             on_progress=on_progress,
         )
-        return ProcessMap(MapRun(engine, func, iterables, options))
+        return ProcessMap(MapRun(engine, in_context(func), iterables, options))
 
     def statistics(self) -> PoolStatistics:
         """Return how things are just now.

@@ -19,6 +19,7 @@ from .._errors import (
     SerializationError,
     describe,
 )
+from ._context import CallInContext
 from ._framing import Frame, FrameKind, Section
 from ._pickling import ArgumentHandles, NotPlain, dumps, loads, loads_plain
 
@@ -282,7 +283,12 @@ def cannot_unpickle(
 
 def _find_unpicklable(call: Call) -> str | None:
     """Name the part of a call that does not pickle by itself."""
-    parts: list[tuple[str, object]] = [("the function", call.func)]
+    func, parts = call.func, list[tuple[str, object]]()
+    if isinstance(func, CallInContext):
+        names = [carrier.name for carrier in func.carriers]
+        parts += zip(names, func.loads, strict=True)
+        func = func.func
+    parts.insert(0, ("the function", func))
     parts += [(f"argument {i}", arg) for i, arg in enumerate(call.args, start=1)]
     parts += [(f"keyword argument {key!r}", arg) for key, arg in call.kwargs.items()]
     for what, part in parts:

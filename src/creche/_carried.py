@@ -1,0 +1,64 @@
+"""What of the caller's context travels with each call."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from ._child import ChildProgram
+from ._wire._context import NOTHING, CallInContext, Carrier
+from ._wire._outcomes import Call
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Carriers:
+    """Those that the application has asked for, by what they carry.
+
+    Looked at without a lock, before each call: it is replaced, not changed.
+    """
+
+    def __init__(self) -> None:
+        self.all: tuple[Carrier, ...] = ()
+        self._by_key: dict[object, Carrier] = {}
+        self._lock = threading.Lock()
+
+    def add(self, carriers: dict[Any, Carrier]) -> list[object]:
+        """Add carriers; return the keys of those that are new."""
+        with self._lock:
+            new = [key for key in carriers if key not in self._by_key]
+            self._by_key = {**carriers, **self._by_key}
+            self.all = tuple(self._by_key.values())
+        return new
+
+    def remove(self, keys: list[object]) -> None:
+        with self._lock:
+            self._by_key = {k: carrier for k, carrier in self._by_key.items() if k not in keys}
+            self.all = tuple(self._by_key.values())
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._by_key
+
+
+carriers = Carriers()
+
+
+def in_context(func: F) -> F:
+    """Return ``func`` with what it is to find of the caller's context, or as it is."""
+    if not carriers.all:
+        return func
+    taken = [(carrier, carrier.take()) for carrier in carriers.all]
+    taken = [(carrier, load) for carrier, load in taken if load is not NOTHING]
+    if not taken:
+        return func
+    call: Any = CallInContext(func, *zip(*taken, strict=True))
+    return call  # type: ignore[no-any-return]
+
+
+def call_in_context(call: Call | None) -> Call | None:
+    """The same for the call of a process; creche's own programs find their context elsewhere."""
+    if call is None or not carriers.all or isinstance(call.func, ChildProgram):
+        return call
+    return dataclasses.replace(call, func=in_context(call.func))
