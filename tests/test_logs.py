@@ -18,6 +18,7 @@ from support import TIMEOUT, Announcements
 from creche import (
     AsyncProcess,
     ProcessDied,
+    StopPolicy,
     in_process,
     open_nursery,
     open_pool,
@@ -203,6 +204,19 @@ async def test_slow_handler_holds_up_the_child_and_not_the_loop(collector: Colle
     with anyio.fail_after(TIMEOUT):
         await process
     assert collector.messages == expected(5000)
+
+
+async def test_handler_that_hangs(collector: Collector) -> None:
+    """The outcome waits for the records, but not for ever."""
+    collector.gate = threading.Event()
+    with anyio.fail_after(TIMEOUT):
+        policy = StopPolicy(exit_timeout=0.1)
+        await run_in_process(targets.log_all, 3, logs=True, stop=policy)
+        policy = StopPolicy(grace=0.1, kill_timeout=0.1)
+        process = AsyncProcess(target=targets.log_then, args=(support.wait_for_ever,), logs=True)
+        await process.start()
+        await process.terminate(policy)
+    collector.gate.set()
 
 
 async def test_threads_of_a_child(collector: Collector) -> None:

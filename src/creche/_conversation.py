@@ -38,6 +38,8 @@ class Conversation:
         self._wire: ParentWire | None = None
         self._requests: RequestServer | None = None
         self._logs: LogReceiver | None = None
+        self._on_idle: Callable[[], None]
+        self._given_up = False
 
     def begin(self, loop: EventLoop, threads: Threads) -> None:
         """In the event loop: the process is going to be started."""
@@ -57,6 +59,7 @@ class Conversation:
         """
         watcher = self._threads.watcher
         self._wire = wire
+        self._on_idle = on_idle
         self._logs = LogReceiver(
             self._log_target,
             self._threads.loggers,
@@ -67,7 +70,13 @@ class Conversation:
     @property
     def busy(self) -> bool:
         """Whether something that the child has said is still to be dealt with."""
-        return self._logs is not None and self._logs.busy
+        return self._logs is not None and self._logs.busy and not self._given_up
+
+    def give_up(self) -> None:
+        """Whatever is still to be dealt with, nobody waits for it any more."""
+        if self.busy:
+            self._given_up = True
+            self._on_idle()
 
     def receive(self, frame: Frame) -> bool:
         """Take in a frame; return whether it is part of the conversation.

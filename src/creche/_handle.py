@@ -246,6 +246,7 @@ class ProcessHandle(ProcessLife):
         if self._inbox is not None:
             self._inbox.decode_exit(self._known_exitcode)
         self.output.process_ended(self.policy.exit_timeout)
+        self._call_later(self.policy.exit_timeout, self.conversation.give_up)
         self._settle_if_known()
         if self._stopping:
             self._expect_unpickled()
@@ -320,6 +321,7 @@ class ProcessHandle(ProcessLife):
 
     def _give_up_unpickling(self) -> None:
         self.output.give_up()
+        self.conversation.give_up()
         if self.finished.is_set():  # that was what it waited for
             return
         assert self._inbox is not None
