@@ -535,3 +535,9 @@ async def ticks(number: int) -> AsyncIterator[int]:
         while ticked < number:
             yield ticked
         group.cancel_scope.cancel()
+
+
+def print_and_yield(count: int) -> Iterator[int]:
+    for number in range(count):
+        print(f"line {number}")
+        yield number

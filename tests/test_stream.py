@@ -657,3 +657,12 @@ async def test_public_names() -> None:
     assert pickle.loads(pickle.dumps(open_stream)) is open_stream
     assert issubclass(ProcessClosedError, ProcessStateError)
     assert issubclass(ProcessStartError, creche.ProcessError)
+
+
+async def test_output_of_the_generator(start_method: str) -> None:
+    async with creche.open_stream(
+        targets.print_and_yield, 3, start_method=start_method, stdout="stream"
+    ) as items:
+        assert [item async for item in items] == [0, 1, 2]
+        assert items.process.stdout is not None
+        assert [line async for line in items.process.stdout] == ["line 0", "line 1", "line 2"]

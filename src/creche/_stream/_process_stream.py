@@ -16,6 +16,7 @@ from .. import _failures
 from .._errors import ProcessDied, ProcessStartError, ProcessStateError, RemoteError
 from .._log_forwarding import LogTarget, check_log_target
 from .._loops import EventLoop, current_loop, is_current
+from .._output import ErrorOutput, Output
 from .._pool._thread_jobs import ThreadJobs
 from .._process import AsyncProcess
 from .._run import name_after
@@ -48,6 +49,8 @@ def open_stream(
     stop: StopPolicy | None = None,
     start_method: str | None = None,
     logs: LogTarget = False,
+    stdout: Output = None,
+    stderr: ErrorOutput = None,
 ) -> ProcessStream[T]: ...
 
 
@@ -61,6 +64,8 @@ def open_stream(
     stop: StopPolicy | None = None,
     start_method: str | None = None,
     logs: LogTarget = False,
+    stdout: Output = None,
+    stderr: ErrorOutput = None,
 ) -> ProcessStream[T]: ...
 
 
@@ -74,6 +79,8 @@ def open_stream(
     stop: StopPolicy | None = None,
     start_method: str | None = None,
     logs: LogTarget = False,
+    stdout: Output = None,
+    stderr: ErrorOutput = None,
 ) -> ProcessStream[T]: ...
 
 
@@ -86,6 +93,8 @@ def open_stream(
     stop: StopPolicy | None = None,
     start_method: str | None = None,
     logs: LogTarget = False,
+    stdout: Output = None,
+    stderr: ErrorOutput = None,
 ) -> ProcessStream[Any]:
     """Return a :class:`ProcessStream` of what a generator yields in a process of its own::
 
@@ -111,6 +120,8 @@ def open_stream(
     :param stop: how the process is stopped
     :param start_method: as for :class:`AsyncProcess`
     :param logs: as for :class:`AsyncProcess`
+    :param stdout: as for :class:`AsyncProcess`; a stream is that of :attr:`ProcessStream.process`
+    :param stderr: as for :class:`AsyncProcess`
     :raises ValueError: if an argument is out of its range
     :raises TypeError: if an argument is of a wrong type
 
@@ -127,6 +138,8 @@ def open_stream(
         stop=stop,
         start_method=start_method,
         logs=check_log_target(logs),
+        stdout=stdout,
+        stderr=stderr,
     )
 
 
@@ -151,6 +164,8 @@ class ProcessStream(ObjectReceiveStream[T_co]):
         stop: StopPolicy | None,
         start_method: str | None,
         logs: LogTarget,
+        stdout: Output,
+        stderr: ErrorOutput,
     ) -> None:
         if not callable(func):
             raise TypeError(f"func must be callable, not {type(func).__name__}")
@@ -164,6 +179,8 @@ class ProcessStream(ObjectReceiveStream[T_co]):
             stop=stop,
             start_method=start_method,
             logs=logs,
+            stdout=stdout,
+            stderr=stderr,
         )
         if name is None:
             name_after(self._process, func)
