@@ -7,6 +7,7 @@ the block that started it, and cancelling it really stops it.
 from __future__ import annotations
 
 from . import from_process as from_process
+from . import sync as sync
 from . import to_process as to_process
 from ._errors import ProcessClosedError as ProcessClosedError
 from ._errors import ProcessDied as ProcessDied

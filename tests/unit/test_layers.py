@@ -13,12 +13,13 @@ PACKAGE = Path(creche.__file__).parent
 # there is no cycle.
 LAYERS = [
     ["__init__"],
-    ["to_process", "progress"],
+    ["to_process", "progress", "sync"],
     ["_pool"],
     ["_nursery"],
     ["_run", "from_process", "_preload"],
     ["_process", "_process_facts"],
     ["_handle"],
+    ["_hub"],
     ["_launching", "_inbox", "_stopping"],
     ["_runtime"],
     ["_watcher", "_child", "_loop_poller"],
