@@ -6,8 +6,10 @@ the block that started it, and cancelling it really stops it.
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from . import from_process as from_process
-from . import sync as sync
 from . import to_process as to_process
 from ._errors import ProcessClosedError as ProcessClosedError
 from ._errors import ProcessDied as ProcessDied
@@ -41,6 +43,15 @@ from ._start_methods import get_context as get_context
 from ._stop_policy import StopPolicy as StopPolicy
 from ._stop_request import StopRequested as StopRequested
 from ._wire._payloads import Serializer as Serializer
+
+if TYPE_CHECKING:
+    from . import sync as sync
+
+
+def __getattr__(name: str) -> Any:
+    if name == "sync":  # not every child needs it, and all of them import this
+        return import_module(f"{__name__}.sync")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 # Tracebacks, pickles and the documentation show the public names.
