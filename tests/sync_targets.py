@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import gc
 import multiprocessing
 import os
+import pickle
+import random
 import threading
 import time
 from pathlib import Path
@@ -16,7 +20,8 @@ from support import TIMEOUT, announce, append_line, wait_for_ever
 
 import creche
 from creche import sync
-from creche._hub import _driver
+from creche._hub import _driver, _link, _shared
+from creche._hub._protocol import HubRef
 
 
 def call_method(obj: Any, name: str, *args: Any) -> Any:
@@ -339,7 +344,7 @@ class Inherits(multiprocessing.Process):
 
 def cycle(queue: sync.Queue[Any], times: int) -> dict[str, int]:
     """Use other objects again and again; return what this process has more of afterwards."""
-    count_of = {"descriptors": 0, "threads": 0}
+    count_of: dict[str, int] = {}
     for number in range(times):
         lock, event = queue.get_sync()
         with lock:
@@ -352,4 +357,107 @@ def cycle(queue: sync.Queue[Any], times: int) -> dict[str, int]:
 
 
 def _count() -> dict[str, int]:
-    return {"descriptors": len(os.listdir("/proc/self/fd")), "threads": threading.active_count()}
+    gc.collect()
+    return {
+        "descriptors": len(os.listdir("/proc/self/fd")),
+        "threads": threading.active_count(),
+        "handles": len(_shared._handles),
+        "requests": sum(len(link._pending) for link in _link._links.values()),
+    }
+
+
+# --- owners that end ------------------------------------------------------------------------------
+
+
+def own(*extra: Any) -> None:
+    """Make one of each, give them to the parent, and keep them until the end."""
+    limiter = sync.CapacityLimiter(1)
+    everything = {
+        "lock": sync.Lock(),
+        "semaphore": sync.Semaphore(0),
+        "limiter": limiter,
+        "event": sync.Event(),
+        "barrier": sync.Barrier(2),
+        "queue": sync.Queue[Any](1),
+    }
+    creche.from_process.started(everything)
+    with limiter:
+        wait_for_ever()
+
+
+def start_and_forget() -> None:
+    creche.from_process.started(sync.Event())
+    wait_for_ever()
+
+
+def queue_at(ref: HubRef) -> sync.Queue[Any]:
+    """A queue of another process, or of whoever listens there."""
+    queue = _shared._find(sync.Queue, ref, 1)
+    assert isinstance(queue, sync.Queue)
+    return queue
+
+
+def poll_and_forget(event: sync.Event, times: int) -> int:
+    pickled = pickle.dumps(event)
+    del event
+    for _ in range(times):
+        assert not pickle.loads(pickled).is_set()
+        gc.collect()
+    # In order: what was taken back is, when this is answered.
+    return pickle.loads(pickled).statistics_sync(TIMEOUT).tasks_waiting
+
+
+async def hammer(lock: sync.Lock, queue: sync.Queue[int], seed: int, path: str) -> None:
+    """Acquire and get, and give up in the middle of it, again and again."""
+    chance = random.Random(seed)
+    for _ in range(60):
+        with anyio.move_on_after(chance.choice([0, 0.0001, 0.0005, 0.002])):
+            async with lock:
+                await anyio.sleep(chance.choice([0, 0.0005]))
+        with anyio.move_on_after(chance.choice([0, 0.0001, 0.0005, 0.002])):
+            item = await queue.get()
+            append_line(path, item)
+
+
+def hammer_sync(lock: sync.Lock, queue: sync.Queue[int], seed: int, path: str) -> None:
+    chance = random.Random(seed)
+    for _ in range(60):
+        with contextlib.suppress(TimeoutError):
+            lock.acquire_sync(chance.choice([0, 0.0001, 0.0005, 0.002]))
+            lock.release()
+        with contextlib.suppress(TimeoutError):
+            append_line(path, queue.get_sync(chance.choice([0, 0.0001, 0.0005, 0.002])))
+
+
+def get_many(queue: sync.Queue[Any], ready: str, number: int) -> None:
+    """Ask for many items, from as many threads, and look at none."""
+    queue._tell = lambda *_args: wait_for_ever()  # type: ignore[method-assign]
+    for _ in range(number):
+        threading.Thread(target=queue.get_sync, daemon=True).start()
+    announce(ready)
+    wait_for_ever()
+
+
+def put_large(queue: sync.Queue[Any], ready: str, size: int) -> None:
+    announce(ready)
+    while True:
+        queue.put_sync(bytes(size))
+
+
+def clean_up(obj: Any, name: str, ready: str) -> None:
+    """Wait, and say so when that is interrupted."""
+    announce(ready)
+    try:
+        getattr(obj, name)()
+    finally:
+        announce(ready, "cleaned up")
+
+
+def clean_up_with(lock: sync.Lock, ready: str) -> None:
+    """Be stopped while holding a lock, and use it to clean up."""
+    with lock:
+        try:
+            announce(ready)
+            wait_for_ever()
+        finally:
+            time.sleep(0.01)

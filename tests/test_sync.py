@@ -367,7 +367,7 @@ async def test_timeouts(start_method: str) -> None:
 
 
 async def test_cancelled_requests_take_nothing(start_method: str) -> None:
-    lock, event, queue, barrier = sync.Lock(), sync.Event(), sync.Queue[int](), sync.Barrier(2)
+    lock, event, queue, barrier = sync.Lock(), sync.Event(), sync.Queue[int](), sync.Barrier(3)
     limiter = sync.CapacityLimiter(1)
     waits = ((lock, "acquire"), (event, "wait"), (queue, "get"), (barrier, "wait"))
     async with (
@@ -411,13 +411,11 @@ async def test_all_ways_to_pass_them(start_method: str) -> None:
 
 
 async def test_queue_travels_through_a_queue() -> None:
-    outer, inner = sync.Queue[Any](), sync.Queue[Any]()
-    await outer.put(inner)
-    async with open_nursery() as nursery:
-        nursery.start_soon(targets.echo_queue, outer, outer)
-        await anyio.sleep(0)
-        await until(outer, tasks_waiting_get=1)
-    assert await outer.get() is inner
+    requests, replies, inner = sync.Queue[Any](), sync.Queue[Any](), sync.Queue[Any]()
+    await requests.put(inner)
+    requests.close()
+    await run_in_process(targets.echo_queue, requests, replies)
+    assert await replies.get() is inner
 
 
 async def test_a_process_has_one_object_for_each() -> None:
