@@ -397,14 +397,12 @@ def queue_at(ref: HubRef) -> sync.Queue[Any]:
     return queue
 
 
-def poll_and_forget(event: sync.Event, times: int) -> int:
-    pickled = pickle.dumps(event)
-    del event
+def poll_and_forget(pickled: bytes, times: int) -> None:
     for _ in range(times):
         assert not pickle.loads(pickled).is_set()
         gc.collect()
-    # In order: what was taken back is, when this is answered.
-    return pickle.loads(pickled).statistics_sync(TIMEOUT).tasks_waiting
+    while pickle.loads(pickled).statistics_sync(TIMEOUT).tasks_waiting:
+        time.sleep(0.001)
 
 
 async def hammer(lock: sync.Lock, queue: sync.Queue[int], seed: int, path: str) -> None:
@@ -446,8 +444,8 @@ def put_large(queue: sync.Queue[Any], ready: str, size: int) -> None:
 
 def clean_up(obj: Any, name: str, ready: str) -> None:
     """Wait, and say so when that is interrupted."""
-    announce(ready)
     try:
+        announce(ready)
         getattr(obj, name)()
     finally:
         announce(ready, "cleaned up")

@@ -26,6 +26,9 @@ from .._wire._framing import Buffer, Section
 REQUEST = struct.Struct("<BQQQQ")  # operation, object, number, holder, bytes of the body
 ANSWER = struct.Struct("<BQQ")  # what it is, number of the request, bytes of the body
 
+# A body beyond this is none.
+_MAX_BYTES = 1 << 48
+
 _MAGIC = b"creche/1"
 HELLO = struct.Struct("<8s16s32sQ")  # magic, nonce, proof, process id
 WELCOME = struct.Struct("<8s32s")  # magic, proof
@@ -75,7 +78,7 @@ class HubRef:
     pid: int
 
 
-class BadMessageError(Exception):
+class BadMessageError(ValueError):
     """The bytes are no message of a hub or its client."""
 
 
@@ -137,7 +140,10 @@ class MessageReader:
         self._missing = 0
 
     def feed(self, data: bytes) -> Iterator[tuple[tuple[int, ...], Section]]:
-        """Take the next bytes; yield header and body of the messages that they complete."""
+        """Take the next bytes; yield header and body of the messages that they complete.
+
+        :raises BadMessageError: if they are no message
+        """
         if self._rest:
             data = self._rest + data
             self._rest = b""
@@ -149,6 +155,8 @@ class MessageReader:
                     return
                 self._fields = self._header.unpack_from(view)
                 self._missing = self._fields[-1]
+                if self._missing > _MAX_BYTES:
+                    raise BadMessageError("a message announces an impossible size")
                 view = view[self._header.size :]
             piece = view[: self._missing]
             if piece:

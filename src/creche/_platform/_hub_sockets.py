@@ -21,6 +21,7 @@ _BACKLOG = 4096
 _CONNECT_TIMEOUT = 5.0
 
 _HAS_ABSTRACT_SOCKETS = sys.platform == "linux"
+_AF_UNIX = socket.AF_INET if sys.platform == "win32" else socket.AF_UNIX
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ def hub_listen(*, tcp: bool = not _HAS_ABSTRACT_SOCKETS) -> tuple[socket.socket,
     if tcp:
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     else:
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener = socket.socket(_AF_UNIX, socket.SOCK_STREAM)
     try:
         if tcp:
             if sys.platform == "win32":  # where others could listen at the same port otherwise
@@ -87,7 +88,7 @@ def hub_connect(address: HubAddress) -> socket.socket:
     :raises OSError: if nobody listens there any more, or somebody else does
     """
     if address.name:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock = socket.socket(_AF_UNIX, socket.SOCK_STREAM)
     else:
         sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     try:
@@ -110,7 +111,7 @@ def _set_up(sock: socket.socket) -> None:
 
 def _is_friend(sock: socket.socket) -> bool:
     """Whether the other end may be trusted to know the secret; it has to show that it does."""
-    if sys.platform != "linux" or sock.family != socket.AF_UNIX:
+    if sys.platform != "linux" or sock.family != _AF_UNIX:
         return True
     credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     _, user, _ = struct.unpack("3i", credentials)
