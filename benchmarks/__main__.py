@@ -26,6 +26,7 @@ from benchmarks import (
     _soak,
     _stall,
     _starts,
+    _sync,
     _throughput,
     _warm,
     _warm_cancel,
@@ -44,6 +45,7 @@ SUITES: dict[str, Callable[[int], Iterable[Table]]] = {
     "map": lambda rounds: _map.measure(max(2, rounds // 6)),
     "large": lambda rounds: _large.measure(max(3, rounds // 5)),
     "warm-stall": lambda rounds: [_stall.measure_warm(max(3, rounds // 5))],
+    "sync": lambda rounds: _sync.measure(max(3, rounds // 5)),
     "warm-cancel": lambda rounds: _warm_cancel.measure(max(3, rounds // 4)),
 }
 

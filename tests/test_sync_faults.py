@@ -319,6 +319,9 @@ async def test_owner_is_stopped(start_method: str) -> None:
             await lock.acquire()
             lock.release()
             os.kill(owner.pid, signal.SIGSTOP)
+            with anyio.fail_after(TIMEOUT):
+                while not _is_stopped(owner.pid):
+                    await anyio.sleep(0.001)
             with anyio.move_on_after(0.01) as scope:
                 await lock.acquire()
             assert scope.cancelled_caught
@@ -329,6 +332,14 @@ async def test_owner_is_stopped(start_method: str) -> None:
                 async with lock:
                     assert (await lock.statistics()).tasks_waiting == 0
             os.kill(owner.pid, signal.SIGKILL)
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether all threads of a process are."""
+    states = [
+        path.read_text().rpartition(")")[2] for path in Path(f"/proc/{pid}/task").glob("*/stat")
+    ]
+    return all(state.split()[0] == "T" for state in states)
 
 
 async def test_error_of_the_block_comes_first_when_the_owner_has_died() -> None:

@@ -21,7 +21,10 @@ _BACKLOG = 4096
 _CONNECT_TIMEOUT = 5.0
 
 _HAS_ABSTRACT_SOCKETS = sys.platform == "linux"
-_AF_UNIX = socket.AF_INET if sys.platform == "win32" else socket.AF_UNIX
+if sys.platform == "win32":
+    _AF_UNIX = socket.AF_INET  # not used
+else:
+    _AF_UNIX = socket.AF_UNIX
 
 
 @dataclass(frozen=True, slots=True)
