@@ -385,6 +385,18 @@ def own(*extra: Any) -> None:
         wait_for_ever()
 
 
+def poll_until_broken(event: sync.Event, ready: str) -> str:
+    """Work until there is nobody any more who could set the event."""
+    try:
+        event.is_set()
+        announce(ready)
+        while not event.is_set():
+            time.sleep(0.001)
+    except anyio.BrokenResourceError:
+        return "broken"
+    return "set"
+
+
 def start_and_forget() -> None:
     creche.from_process.started(sync.Event())
     wait_for_ever()

@@ -309,6 +309,23 @@ async def test_owner_is_killed(start_method: str) -> None:
         await limiter.acquire()
 
 
+async def test_owner_of_an_event_that_is_polled_is_killed(announcements: Announcements) -> None:
+    async with open_nursery() as outer:
+        with expecting_death():
+            async with open_nursery() as nursery:
+                event = (await nursery.start(targets.own))["event"]
+                (owner,) = nursery.processes
+                process = outer.start_soon(targets.poll_until_broken, event, announcements.path)
+                await announcements.get()
+                assert not event.is_set()
+                assert owner.pid is not None
+                os.kill(owner.pid, signal.SIGKILL)
+        with pytest.raises(anyio.BrokenResourceError), anyio.fail_after(TIMEOUT):
+            while not event.is_set():
+                await anyio.sleep(0.001)
+    assert process.return_value == "broken"
+
+
 async def test_owner_is_stopped(start_method: str) -> None:
     """Nobody answers; nobody who gives up waits for that."""
     with expecting_death():

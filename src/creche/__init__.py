@@ -6,8 +6,8 @@ the block that started it, and cancelling it really stops it.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+import importlib as _importlib
+import typing as _typing
 
 from . import from_process as from_process
 from . import to_process as to_process
@@ -44,13 +44,13 @@ from ._stop_policy import StopPolicy as StopPolicy
 from ._stop_request import StopRequested as StopRequested
 from ._wire._payloads import Serializer as Serializer
 
-if TYPE_CHECKING:
+if _typing.TYPE_CHECKING:
     from . import sync as sync
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> _typing.Any:
     if name == "sync":  # not every child needs it, and all of them import this
-        return import_module(f"{__name__}.sync")
+        return _importlib.import_module(f"{__name__}.sync")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -60,11 +60,11 @@ class Link:
 
         :raises anyio.BrokenResourceError: if the hub's process has ended
         """
-        wait.number = next(self._numbers)
         wait.arm()
         with self._lock:
             if self.is_broken:
                 raise broken(self._ref.pid)
+            wait.number = next(self._numbers)
             self._pending[wait.number] = obj, wait
         self._send(op, obj, wait.number, wait.holder, wait.body)
 

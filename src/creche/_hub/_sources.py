@@ -53,15 +53,16 @@ class Here(Source):
 
     def __init__(self, state: State) -> None:
         self.state = state
-        self.obj = next(_places.objects)
-        _places.states[self.obj] = state
+        self.obj = _places.add(state)
+        # Counted under the state's lock: without the GIL, counters are not for several threads.
+        self._numbers = itertools.count(1)
 
     def ask(self, op: Op, wait: Wait) -> None:
         state = self.state
         wait.party = _places.party
-        wait.number = next(_places.numbers)
-        wait.asked = state
         with state.lock:
+            wait.number = next(self._numbers)
+            wait.asked = state
             state.ask(op, wait)
             if not wait.is_done:
                 wait.arm()
@@ -146,11 +147,16 @@ class _Places:
 
     def __init__(self) -> None:
         self.party = Party(os.getpid())
-        self.objects = itertools.count(1)
-        self.numbers = itertools.count(1)
+        self._objects = itertools.count(1)
         self.states: weakref.WeakValueDictionary[int, State] = weakref.WeakValueDictionary()
         self.hub: Hub | None = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # reentrant: the garbage collector may run in between
+
+    def add(self, state: State) -> int:
+        with self._lock:
+            obj = next(self._objects)
+            self.states[obj] = state
+        return obj
 
     def find(self, obj: int) -> State | None:
         return self.states.get(obj)

@@ -26,7 +26,7 @@ class Event(Shared):
 
     def _set_up(self) -> None:
         self._known = False
-        self._subscription: Wait | None = None
+        self._subscription: _Subscription | None = None
 
     def set(self) -> None:
         """Set it, and wake whoever waits for it. Never waits.
@@ -48,18 +48,21 @@ class Event(Shared):
         takes no time, and the process hears of :meth:`set` within a moment. To be sure in an event
         loop, use :meth:`wait` with a timeout, or :meth:`statistics`.
 
-        :raises anyio.BrokenResourceError: as :meth:`set`, if this is the first call
+        :raises anyio.BrokenResourceError: as :meth:`set`; not where it is known to be set
         """
         source = self._place()
         if isinstance(source, Here):
             state = source.state
             return isinstance(state, EventState) and state.is_set
-        if not self._known and self._subscription is None:
+        if self._known:
+            return True
+        if self._subscription is None:
             subscription = _Subscription(self)
             source.ask(Op.WAIT, subscription)
             self._subscription = subscription
             if current_task() is None and self._statistics_sync(None)["is_set"]:
                 self._known = True
+        self._subscription.check()
         return self._known
 
     async def wait(self) -> None:
@@ -114,6 +117,11 @@ class _Subscription(Wait):
     def __init__(self, event: Event) -> None:
         super().__init__()
         self._event = weakref.ref(event)
+
+    def check(self) -> None:
+        """Raise the error that is the answer, if it is one."""
+        if self._error is not None:
+            raise type(self._error)(*self._error.args)
 
     def _wake(self) -> bool:
         event = self._event()
