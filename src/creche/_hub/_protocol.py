@@ -48,6 +48,7 @@ class Op(enum.IntEnum):
     GET = 6
     TRY_GET = 7
     STATISTICS = 8
+    CLAIM_END = 9
     RELEASE = 20
     SET = 21
     SET_TOTAL = 22
@@ -56,6 +57,10 @@ class Op(enum.IntEnum):
     GOT = 25
     CLOSE = 26
     CANCEL = 27
+    OPEN_END = 28
+    CLOSE_END = 29
+    HAND_OVER_END = 30
+    TAKE_BACK_END = 31
 
 
 class AnswerKind(enum.IntEnum):

@@ -54,7 +54,7 @@ class QueueState(State):
             raise anyio.WouldBlock
 
     def _ask_get(self, ticket: Ticket, *, wait: bool) -> None:
-        if self.items:
+        if self.items or self.putting:
             add(self.waiting, ticket)
             self._hand_out()
         elif self.closed and not self.handed_out:
