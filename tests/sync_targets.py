@@ -471,3 +471,17 @@ def clean_up_with(lock: sync.Lock, ready: str) -> None:
             wait_for_ever()
         finally:
             time.sleep(0.01)
+
+
+def use_for_ever(lock: sync.Lock, queue: sync.Queue[bytes]) -> None:
+    while True:
+        with lock:
+            queue.put_sync(bytes(random.choice([1, 1000, 100_000])))
+            queue.get_sync()
+
+
+async def use_for_ever_async(lock: sync.Lock, queue: sync.Queue[bytes]) -> None:
+    while True:
+        async with lock:
+            await queue.put(bytes(random.choice([1, 1000, 100_000])))
+            await queue.get()

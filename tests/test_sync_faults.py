@@ -667,3 +667,24 @@ async def test_processes_leave_no_connections() -> None:
 async def test_event_that_is_polled_leaves_nothing() -> None:
     event = sync.Event()
     await run_in_process(targets.poll_and_forget, pickle.dumps(event), 50)
+
+
+@pytest.mark.slow
+async def test_stopped_at_any_moment(start_method: str) -> None:
+    """Two processes that do nothing but use a lock and a queue; neither of them hangs or fails."""
+    lock, queue = sync.Lock(), sync.Queue[bytes]()
+    for delay in range(20):
+        async with open_nursery(start_method=start_method, stop=PATIENT) as nursery:
+            processes = [
+                nursery.start_soon(targets.use_for_ever, lock, queue),
+                nursery.start_soon(targets.use_for_ever_async, lock, queue),
+            ]
+            await anyio.sleep(delay / 100)
+            nursery.cancel_scope.cancel()
+        # None: it was stopped before it was started.
+        assert {process.exitcode for process in processes} <= {-signal.SIGTERM, None}
+        with anyio.fail_after(TIMEOUT):
+            async with lock:
+                while await queue.qsize():
+                    await queue.get()
+        assert (await lock.statistics()).tasks_waiting == 0

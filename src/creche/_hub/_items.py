@@ -29,7 +29,7 @@ async def pickle_item(item: object) -> Section:
         payload = dump(item, None, light=True)
     except TooHeavyError:
         return await _in_thread(lambda: pickle_item_sync(item))
-    except BaseException as error:
+    except Exception as error:
         raise _cannot_pickle(item, error) from error
     if sum(map(size_of, payload.sections)) > _LIGHT_BYTES:
         return await _in_thread(lambda: _pack(payload))
@@ -40,7 +40,7 @@ def pickle_item_sync(item: object) -> Section:
     """:raises SerializationError: if it cannot be pickled"""
     try:
         payload = dump(item, None)
-    except BaseException as error:
+    except Exception as error:
         raise _cannot_pickle(item, error) from error
     return _pack(payload)
 

@@ -175,6 +175,9 @@ class _Places:
 _places = _Places()
 _ancestors: list[HubRef | None] = []
 """How to reach the processes that this is a fork of, from the first one on."""
+_inherited: list[object] = []
+"""What this process has from them and does not use. It is not freed: that would copy its memory,
+and a request to stop that comes while a weak reference calls back is lost."""
 
 
 def generation() -> int:
@@ -190,6 +193,7 @@ def after_fork(source: Source, born: int) -> Source:
     """
     if not isinstance(source, Here):
         return source
+    _inherited.append(source)
     ref = _ancestors[born]
     return Nowhere() if ref is None else There(ref, source.obj)
 
@@ -211,6 +215,7 @@ def _before_fork() -> None:
 def _after_fork_in_child() -> None:
     global _places
     forgotten, _places = _places, _Places()
+    _inherited.append(forgotten)
     _ancestors.append(None if forgotten.hub is None else forgotten.hub.ref)
     if forgotten.hub is not None:
         forgotten.hub.forget()

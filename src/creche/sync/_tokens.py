@@ -119,7 +119,12 @@ class _OwnTokens(_Tokens):
 
     def _acquire_sync(self, op: Op, timeout: float | None) -> None:
         holder, task = current_holder()
-        self._took(holder, task, self._ask_sync(op, ThreadWait(holder), timeout))
+        wait = ThreadWait(holder)
+        try:
+            self._took(holder, task, self._ask_sync(op, wait, timeout))
+        except BaseException:  # a request to stop, which comes at any moment
+            self._place().cancel(wait)
+            raise
 
     def release(self) -> None:
         """Release it; whoever waits first has it then. Never waits.
@@ -131,8 +136,10 @@ class _OwnTokens(_Tokens):
         holder, _ = current_holder()
         if holder not in self._holders:
             raise not_held(self._name)
-        del self._holders[holder]
-        self._tell(Op.RELEASE, holder=holder)
+        try:
+            self._tell(Op.RELEASE, holder=holder)
+        finally:
+            del self._holders[holder]
 
 
 class Lock(_OwnTokens):
