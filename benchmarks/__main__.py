@@ -28,6 +28,7 @@ from benchmarks import (
     _stall,
     _starts,
     _streams,
+    _sync,
     _talking,
     _throughput,
     _warm,
@@ -50,6 +51,7 @@ SUITES: dict[str, Callable[[int], Iterable[Table]]] = {
     "talking": lambda rounds: [_talking.measure(max(3, rounds // 5))],
     "streams": lambda rounds: _streams.measure(max(3, rounds // 8)),
     "warm-stall": lambda rounds: [_stall.measure_warm(max(3, rounds // 5))],
+    "sync": lambda rounds: _sync.measure(max(3, rounds // 5)),
     "warm-cancel": lambda rounds: _warm_cancel.measure(max(3, rounds // 4)),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 import tomllib
 from pathlib import Path
@@ -29,9 +30,9 @@ source_suffix = [".md", ".rst"]
 exclude_patterns = ["_build"]
 nitpicky = True
 nitpick_ignore_regex = [
-    ("py:class", r"creche\._.*"),
-    ("py:class", r"creche\.\w+\.(T|T_co)"),
-    ("py:obj", r"creche\.\w+\.(T|T_co)"),
+    ("py:class", r"creche\.(sync\.)?_.*"),
+    ("py:class", r"creche\.[\w.]+\.(T|T_co)"),
+    ("py:obj", r"creche\.[\w.]+\.(T|T_co)"),
     ("py:class", r"(T|P|T_co|PosArgsT|SelfT|EventLoop)"),
     ("py:class", r"\*?PosArgsT.*"),
     ("py:obj", r"creche\._.*"),
@@ -56,10 +57,15 @@ html_static_path = ["_static"]
 
 def show_where_it_is() -> None:
     """Public classes say that they are of ``creche``: tell autodoc where their source is."""
-    public = ModuleAnalyzer.for_module("creche")
+    for package in ("creche", "creche.sync"):
+        show_where_parts_are(importlib.import_module(package).__name__)
+
+
+def show_where_parts_are(package: str) -> None:
+    public = ModuleAnalyzer.for_module(package)
     public.analyze()
     for name in sorted(sys.modules):
-        if name.startswith("creche._"):
+        if name.startswith(f"{package}._"):
             private = ModuleAnalyzer.for_module(name)
             private.analyze()
             public.attr_docs |= private.attr_docs

@@ -6,6 +6,9 @@ the block that started it, and cancelling it really stops it.
 
 from __future__ import annotations
 
+import importlib as _importlib
+import typing as _typing
+
 from . import context as context
 from . import from_process as from_process
 from . import to_process as to_process
@@ -45,6 +48,15 @@ from ._stop_request import StopRequested as StopRequested
 from ._stream._process_stream import ProcessStream as ProcessStream
 from ._stream._process_stream import open_stream as open_stream
 from ._wire._payloads import Serializer as Serializer
+
+if _typing.TYPE_CHECKING:
+    from . import sync as sync
+
+
+def __getattr__(name: str) -> _typing.Any:
+    if name == "sync":  # not every child needs it, and all of them import this
+        return _importlib.import_module(f"{__name__}.sync")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 # Tracebacks, pickles and the documentation show the public names.

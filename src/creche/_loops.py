@@ -49,6 +49,14 @@ def is_current(loop: EventLoop) -> bool:
     return loop is asyncio._get_running_loop()
 
 
+def current_task() -> object | None:
+    """Return the task that the caller runs in, or ``None`` where it runs in none."""
+    lowlevel = _trio_lowlevel()
+    if lowlevel is not None and lowlevel.in_trio_task():
+        return lowlevel.current_task()  # type: ignore[no-any-return]
+    return None if asyncio._get_running_loop() is None else asyncio.current_task()
+
+
 def _trio_lowlevel() -> Any:
     """``trio.lowlevel``, or ``None`` where Trio is not imported, or another thread is at it."""
     return getattr(sys.modules.get("trio"), "lowlevel", None)

@@ -83,6 +83,11 @@ def runtime() -> Runtime:
         return _runtime
 
 
+def has_runtime() -> bool:
+    """Whether this process has made use of :func:`runtime`."""
+    return _runtime is not None
+
+
 def _forget_runtime() -> None:
     global _runtime, _lock
     _lock = threading.Lock()  # a thread of the parent may have held it

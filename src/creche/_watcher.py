@@ -15,8 +15,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
-from ._platform import Poller
+from ._platform import Poller, SelectorPoller
 
 _logger = logging.getLogger("creche")
 
@@ -37,14 +38,19 @@ class Timer:
 
 
 class Watcher:
-    """Owns the poller and the thread that turns it."""
+    """Owns the poller and the thread that turns it.
 
-    def __init__(self) -> None:
-        self.poller = Poller()
+    :param poller: instead of the one that waits for processes and wires
+    """
+
+    def __init__(
+        self, poller: Poller | SelectorPoller | None = None, name: str = "creche-watcher"
+    ) -> None:
+        self.poller: Any = Poller() if poller is None else poller
         self._calls: deque[Callable[[], None]] = deque()
         self._timers: list[tuple[float, int, Timer]] = []
         self._counter = itertools.count()
-        self._thread = threading.Thread(target=self._run, name="creche-watcher", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def call_soon(self, callback: Callable[[], None]) -> None:

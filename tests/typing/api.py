@@ -13,6 +13,7 @@ from anyio.abc import ObjectReceiveStream
 
 import creche
 import creche.context
+from creche import sync
 
 
 def halve(number: int) -> float:
@@ -191,3 +192,29 @@ def check_context() -> None:
     with creche.context.carry_trace_context():
         creche.context.drop(variable)
     creche.context.carry("variable")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+async def check_sync() -> None:
+    lock = sync.Lock()
+    async with lock as nothing:
+        assert_type(nothing, None)
+    with lock as nothing:
+        assert_type(nothing, None)
+    assert_type(lock.abandoned_by, int | None)
+    assert_type(await lock.statistics(), sync.LockStatistics)
+    lock.acquire_sync(timeout=1.5)
+    lock.acquire_sync("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    assert_type((await sync.CapacityLimiter(2).statistics()).borrowers, dict[int, int])
+    assert_type(sync.Semaphore(1).statistics_sync(), sync.SemaphoreStatistics)
+    assert_type(sync.Event().is_set(), bool)
+    assert_type(await sync.Barrier(2).wait(), int)
+    assert_type(creche.sync.Barrier(2).wait_sync(), int)
+    queue = sync.Queue[float](10)
+    await queue.put(1)
+    await queue.put("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    assert_type(await queue.get(), float)
+    assert_type(queue.get_sync(timeout=1), float)
+    assert_type([item async for item in queue], list[float])
+    assert_type(list(queue), list[float])
+    assert_type(await queue.qsize(), int)
+    await creche.run_in_process(queue.put_sync, 1.5)

@@ -13,12 +13,13 @@ PACKAGE = Path(creche.__file__).parent
 # there is no cycle.
 LAYERS = [
     ["__init__"],
-    ["to_process", "progress", "context"],
+    ["to_process", "progress", "context", "sync"],
     ["_pool", "_stream"],
     ["_nursery"],
     ["_run", "from_process", "_preload"],
     ["_process", "_process_facts"],
     ["_handle"],
+    ["_hub"],
     ["_life", "_launching", "_inbox", "_stopping", "_conversation"],
     ["_request_server", "_parent_requests", "_output"],
     ["_runtime"],

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import sys
 
+from ._hub_sockets import HubAddress, hub_accept, hub_connect, hub_listen
 from ._memory_order import STORES_IN_ORDER, fence
 from ._missed_signals import SignalThread, raise_in_main_thread, take_back
+from ._selector_poller import SelectorPoller
 from ._shared_numbers import SharedNumbers
 
 if sys.platform == "linux":
@@ -71,19 +73,29 @@ else:
         wait_for_socket,
     )
     from ._posix_wire import ChildWire, ParentWire, wire_pair
-    from ._selector_poller import SelectorPoller as Poller
+
+    Poller = SelectorPoller
 
 LOOPS_CAN_READ = sys.platform != "win32"
 """Whether event loops can wait for a wire, so that no thread has to."""
 
+WATCHER_TAKES_SOCKETS = sys.platform != "win32"
+"""Whether :class:`Poller` can wait for sockets that are not ends of pipes."""
+
+LONGEST_DEAF_WAIT = 0.1 if sys.platform == "win32" else None
+"""Seconds that a thread may wait for a lock at once, where a request to stop does not end that."""
+
 __all__ = [
     "DEFAULT_START_METHOD",
+    "LONGEST_DEAF_WAIT",
     "LOOPS_CAN_READ",
     "STORES_IN_ORDER",
+    "WATCHER_TAKES_SOCKETS",
     "CallReceiver",
     "CallSender",
     "ChildWire",
     "DescriptorForChild",
+    "HubAddress",
     "KeptSegment",
     "Lifeline",
     "OutputReceiver",
@@ -93,6 +105,7 @@ __all__ = [
     "Segment",
     "SegmentReader",
     "SegmentSocket",
+    "SelectorPoller",
     "SharedNumbers",
     "SignalThread",
     "StreamReader",
@@ -102,6 +115,9 @@ __all__ = [
     "die_as_terminated",
     "fence",
     "fresh_memory",
+    "hub_accept",
+    "hub_connect",
+    "hub_listen",
     "keep_segment",
     "lift_memory_limit",
     "limit_memory",

@@ -1,0 +1,108 @@
+"""Items of queues: objects, pickled by whoever puts them and unpickled by whoever gets them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import anyio
+
+from .._errors import SerializationError
+from .._loops import Latch
+from .._runtime import runtime
+from .._wire._framing import FrameKind, FrameReader, Section, pack
+from .._wire._payloads import Payload, TooHeavyError, dump, load
+from ._protocol import size_of
+
+T = TypeVar("T")
+
+# What is larger is copied, or unpickled, in a thread where there is an event loop.
+_LIGHT_BYTES = 64 * 1024
+
+
+async def pickle_item(item: object) -> Section:
+    """Pickle an item in an event loop, which goes on meanwhile. Cancellation gives it up.
+
+    :raises SerializationError: if it cannot be pickled
+    """
+    try:
+        payload = dump(item, None, light=True)
+    except TooHeavyError:
+        return await _in_thread(lambda: pickle_item_sync(item))
+    except Exception as error:
+        raise _cannot_pickle(item, error) from error
+    if sum(map(size_of, payload.sections)) > _LIGHT_BYTES:
+        return await _in_thread(lambda: _pack(payload))
+    return _pack(payload)
+
+
+def pickle_item_sync(item: object) -> Section:
+    """:raises SerializationError: if it cannot be pickled"""
+    try:
+        payload = dump(item, None)
+    except Exception as error:
+        raise _cannot_pickle(item, error) from error
+    return _pack(payload)
+
+
+async def unpickle_item(body: Section) -> Any:
+    """Unpickle an item in an event loop, which goes on meanwhile. Not to be cancelled.
+
+    :raises SerializationError: if it cannot be unpickled
+    """
+    if size_of(body) <= _LIGHT_BYTES:
+        return unpickle_item_sync(body)
+    with anyio.CancelScope(shield=True):
+        return await _in_thread(lambda: unpickle_item_sync(body))
+
+
+def unpickle_item_sync(body: Section) -> Any:
+    """:raises SerializationError: if it cannot be unpickled"""
+    try:
+        reader = FrameReader()
+        (frame,) = (frame for piece in body for frame in reader.feed(bytes(piece)))
+        return load(frame.sections, None)
+    except Exception as error:
+        raise SerializationError(
+            f"an item of the queue could not be unpickled ({type(error).__name__}: {error}). It is"
+            " gone; the queue goes on"
+        ) from error
+
+
+def _pack(payload: Payload) -> Section:
+    # The item may wait in this process, and what is writable may change meanwhile.
+    pieces = pack(FrameKind.VALUE, payload.sections)
+    return [piece if type(piece) is bytes else bytes(piece) for piece in pieces]
+
+
+def _cannot_pickle(item: object, error: BaseException) -> SerializationError:
+    return SerializationError(
+        f"an item of type {type(item).__qualname__} cannot be put into the queue, because it cannot"
+        f" be pickled ({type(error).__name__}: {error})"
+    )
+
+
+async def _in_thread(run: Callable[[], T]) -> T:
+    """Run something that takes long in a thread of creche's."""
+    done = Latch()
+    outcome: list[T] = []
+    errors: list[BaseException] = []
+
+    def job() -> None:
+        try:
+            outcome.append(run())
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            done.set()
+
+    picklers = runtime().picklers
+    submitted = picklers.submit(job)
+    try:
+        await done.wait()
+    except BaseException:
+        picklers.abandon(submitted)
+        raise
+    for error in errors:
+        raise error
+    return outcome[0]
