@@ -29,6 +29,7 @@ from ._start_methods import abort_start, forget_process, own_started
 from ._stop_policy import StopPolicy
 from ._stopping import StoppableChild, Stopper
 from ._watcher import Timer
+from ._wire._handing_over import Movable, claim_all
 from ._wire._outcomes import Call, Failure, Outcome, Value
 
 
@@ -79,6 +80,7 @@ class ProcessHandle:
         self._timed_out = False
         self._stopping = False
         self._timers: list[Timer] = []
+        self._claimed: list[Movable] = []
 
     # --- from any thread ----------------------------------------------------------------------
 
@@ -86,7 +88,9 @@ class ProcessHandle:
         """Begin to start the process; :attr:`launched` tells when that is done.
 
         :raises ProcessStateError: if it was started already
+        :raises anyio.ClosedResourceError: if an argument cannot be handed over
         """
+        self.claim_arguments()
         self.state = next_state(self.state, Event.START, self.process.name)
         self._maybe_runtime = runtime
         runtime.live.add(self)
@@ -95,6 +99,15 @@ class ProcessHandle:
         runtime.starter.submit(lambda: self._start(backend))
         if self.timeout is not None:
             runtime.watcher.call_soon(self._start_timeout)
+
+    def claim_arguments(self) -> None:
+        """Have those arguments that move to the process be of no more use elsewhere.
+
+        :raises anyio.ClosedResourceError: if one cannot be handed over
+        """
+        if self._call is not None and not self._claimed:
+            arguments = (*self._call.args, *self._call.kwargs.values())
+            self._claimed = claim_all(arguments)
 
     def adopt(self, runtime: Runtime) -> None:
         """Take over a process that runs already."""
@@ -121,6 +134,7 @@ class ProcessHandle:
             self.stop_requested = True
             self.outcome = Failure(_failures.stopped_before_start(self.process.name))
             self.state = ProcessState.TERMINATED
+            self._release_arguments()
             self._set_all_latches()
 
     def own(self) -> None:
@@ -190,9 +204,17 @@ class ProcessHandle:
             failure = error  # the name is unbound when the block ends
             watcher.call_soon(lambda: self._not_started(failure))
             return
+        finally:
+            self._release_arguments()
         self.pid = self._popen.pid
         watcher.call_soon(self._attach)
         self.launched.set()
+
+    def _release_arguments(self) -> None:
+        """The process has its own, or never will."""
+        claimed, self._claimed = self._claimed, []
+        for argument in claimed:
+            argument.release()
 
     def _make_child(self, backend: str) -> Any:
         call, self._call = self._call, None  # what runs for hours keeps no arguments alive
@@ -299,6 +321,7 @@ class ProcessHandle:
             return
         self._stopping = True
         if self._claim_start():
+            self._release_arguments()
             self._not_started(_failures.stopped_before_start(self.process.name))
         elif self.exitcode is not None:
             self._expect_unpickled()

@@ -38,7 +38,11 @@ def start_child(
     handles = ArgumentHandles(inherited=method == "fork")
     # First, because it is what fails most, and nothing has to be undone then.
     sections: list[Section] = [] if call is None else encode_call(call, process.name, handles)
-    wire, child_end = wire_pair()
+    try:
+        wire, child_end = wire_pair()
+    except BaseException:
+        handles.parcels.close()
+        raise
     child_lifeline = None
     try:
         on_wire(wire)
@@ -63,6 +67,7 @@ def start_child(
         wire.close()
         raise
     finally:
+        handles.parcels.close()  # the child has its own
         child_end.close()
         if child_lifeline is not None:
             os.close(child_lifeline)

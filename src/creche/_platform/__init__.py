@@ -14,6 +14,13 @@ if sys.platform == "linux":
     from ._call_socket import CallReceiver, CallSender, call_sockets
     from ._fresh_memory import fresh_memory
     from ._kept_segments import KeptSegment, keep_segment
+    from ._packet_channel import (
+        PACKET_BYTES,
+        PacketReceiver,
+        PacketSender,
+        Watch,
+        packet_channel,
+    )
     from ._segments import (
         Segment,
         SegmentReader,
@@ -24,6 +31,13 @@ if sys.platform == "linux":
     from ._streams import StreamReader, StreamWriter
 else:
     from ._no_call_sockets import CallReceiver, CallSender, call_sockets
+    from ._no_packet_channel import (
+        PACKET_BYTES,
+        PacketReceiver,
+        PacketSender,
+        Watch,
+        packet_channel,
+    )
     from ._no_segments import (
         KeptSegment,
         Segment,
@@ -74,12 +88,15 @@ LOOPS_CAN_READ = sys.platform != "win32"
 __all__ = [
     "DEFAULT_START_METHOD",
     "LOOPS_CAN_READ",
+    "PACKET_BYTES",
     "CallReceiver",
     "CallSender",
     "ChildWire",
     "DescriptorForChild",
     "KeptSegment",
     "Lifeline",
+    "PacketReceiver",
+    "PacketSender",
     "ParentWire",
     "Poller",
     "Segment",
@@ -89,6 +106,7 @@ __all__ = [
     "SignalThread",
     "StreamReader",
     "StreamWriter",
+    "Watch",
     "call_sockets",
     "default_stop_request",
     "die_as_terminated",
@@ -98,6 +116,7 @@ __all__ = [
     "limit_memory",
     "on_missed_stop_request",
     "on_stop_request",
+    "packet_channel",
     "raise_in_main_thread",
     "segment_sockets",
     "take_back",

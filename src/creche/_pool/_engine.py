@@ -22,7 +22,7 @@ from .._process import AsyncProcess
 from .._runtime import runtime
 from .._start_methods import preload_in_server
 from .._wire._outcomes import Failure, Outcome, Value, cannot_pickle_call
-from .._wire._payloads import Payload, Serializer, TooHeavyError, dump, dumps_plain, is_plain
+from .._wire._payloads import Payload, Serializer, TooHeavyError, dump_call, dumps_plain, is_plain
 from ._calls import PoolCall
 from ._channel import WorkerChannel, driver_for
 from ._options import PoolOptions
@@ -95,6 +95,7 @@ class PoolEngine:
     def forget(self, call: PoolCall) -> None:
         """Nobody waits for the call any more."""
         self._calls.discard(call)
+        call.close_payload()
         if self.scheduler.on_change is not None:
             self.scheduler.on_change()
 
@@ -123,7 +124,7 @@ class PoolEngine:
         """
         call = func, args
         try:
-            return dump(call, self.options.serializer, light=True)
+            return dump_call(call, self.options.serializer, light=True)
         except TooHeavyError:
             pickled = await self._pickle_in_thread(call)
         except BaseException as error:
@@ -272,6 +273,6 @@ class PoolEngine:
 def dump_outcome(call: object, options: PoolOptions) -> Outcome:
     """Pickle a call, in a thread: what becomes of it is told, not raised."""
     try:
-        return Value(dump(call, options.serializer))
+        return Value(dump_call(call, options.serializer))
     except BaseException as error:
         return Failure(error)

@@ -230,6 +230,8 @@ class Worker:
                     self._on_value(message)
                 elif message[0] == FrameKind.READY:
                     self._on_ready()
+                elif message[0] == FrameKind.RUNNING:
+                    self._large_calls.received()
                 elif self.calls:
                     self._on_answer(message)
         except BaseException:
