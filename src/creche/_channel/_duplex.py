@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import anyio.lowlevel
 from anyio.abc import ObjectStream
 
-from .._wire._handing_over import Movable
+from .._wire._handing_over import Lent, Movable
 from ._receive_stream import ChannelReceiveStream
 from ._send_stream import ChannelSendStream
 
@@ -94,6 +94,9 @@ class ChannelStream(Movable, ObjectStream[T_Item]):
         self.send_stream.unclaim()
         self.receive_stream.unclaim()
 
+    def lend(self) -> Lent:
+        return _LentStream(self.send_stream.lend(), self.receive_stream.lend())
+
     def release(self) -> None:
         self.send_stream.release()
         self.receive_stream.release()
@@ -117,3 +120,17 @@ class ChannelStream(Movable, ObjectStream[T_Item]):
         tb: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class _LentStream(Lent):
+    """An end that many processes get a clone of."""
+
+    def __init__(self, *lent: Lent) -> None:
+        self._lent = lent
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ChannelStream, self._lent
+
+    def close(self) -> None:
+        for lent in self._lent:
+            lent.close()

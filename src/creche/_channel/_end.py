@@ -16,7 +16,7 @@ import anyio.lowlevel
 
 from .._errors import ProcessStateError
 from .._loops import EventLoop, current_loop, runs_in_loop
-from .._wire._handing_over import Movable, Parcel, close_in_forks
+from .._wire._handing_over import Lent, Movable, Parcel, close_in_forks
 from ._passing import send_along
 from ._waiting import LoopWait, ThreadWait, Transport
 
@@ -117,6 +117,9 @@ class ChannelEnd(Movable):
     def release(self) -> None:
         if self._state is EndState.CLAIMED:
             self._close(EndState.MOVED)
+
+    def lend(self) -> LentEnd:
+        return LentEnd(type(self), self._move())
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self._state is not EndState.CLAIMED:
@@ -222,20 +225,17 @@ class ChannelEnd(Movable):
         return f"<{type(self).__name__} ({self._state.value}) at {id(self):#x}>"
 
 
-class _EndParcel(Parcel):
-    """An end on its way."""
+class _TransportParcel(Parcel):
+    """What is left of an end, on its way."""
 
-    def __init__(self, end: ChannelEnd) -> None:
-        self._end: ChannelEnd | None = end
-        self._transport: Transport | None = None
+    def __init__(self, transport: Transport | None) -> None:
+        self._transport = transport
 
     def take(self) -> None:
-        end, self._end = self._end, None
-        if end is not None:
-            self._transport = end._move()
+        """Nobody else has it."""
 
     def give_back(self) -> None:
-        self._end = None
+        self.close()
 
     def close(self) -> None:
         transport, self._transport = self._transport, None
@@ -246,6 +246,49 @@ class _EndParcel(Parcel):
         transport, self._transport = self._transport, None
         if transport is not None:
             transport.forget()
+
+
+class _EndParcel(_TransportParcel):
+    """An end on its way."""
+
+    def __init__(self, end: ChannelEnd) -> None:
+        super().__init__(None)
+        self._end: ChannelEnd | None = end
+
+    def take(self) -> None:
+        end, self._end = self._end, None
+        if end is not None:
+            self._transport = end._move()
+
+    def give_back(self) -> None:
+        self._end = None
+
+
+class LentEnd(Lent):
+    """An end that many processes get a clone of."""
+
+    def __init__(self, cls: Any, transport: Transport) -> None:
+        self._cls = cls
+        self._transport = transport
+        close_in_forks(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        clone = self._transport.clone()
+        parcel = _TransportParcel(clone)
+        try:
+            return _rebuild, (self._cls, clone.pack_up(send_along(parcel)))
+        except BaseException:
+            parcel.give_back()
+            raise
+
+    def close(self) -> None:
+        self._transport.close()
+
+    def close_in_fork(self) -> None:
+        self._transport.forget()
+
+    def __del__(self) -> None:
+        self.close()
 
 
 def _rebuild(cls: Any, packed: tuple[Any, ...]) -> Any:

@@ -67,12 +67,17 @@ class LargeCallSender:
             self.call = None
         return begun
 
-    def withdraw(self, call: PoolCall) -> bool:
-        """Send nothing more of a call; return whether nothing of it has been sent yet."""
+    def withdraw(self, call: PoolCall, *, worker_gone: bool = False) -> bool:
+        """Send nothing more of a call; return whether nothing of it has been sent yet.
+
+        :param worker_gone: whether nobody is left to receive what was sent
+        """
         if self.call is not call:
             return False
         self._close_stream()
-        if not self._unsent or self._flags:  # the descriptors are on their way
+        if not self._unsent:
+            return False
+        if self._flags and not worker_gone:  # the descriptors are on their way
             return False
         self.call = None
         self._jobs.abandon(call)

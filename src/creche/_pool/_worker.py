@@ -369,7 +369,7 @@ class Worker:
         self.channel.close()
         self.state = WorkerState.GONE
         running, self.calls = list(self.calls), deque()
-        if running and self._large_calls.withdraw(running[0]):
+        if running and self._large_calls.withdraw(running[0], worker_gone=True):
             call = running.pop()
             if not call.done:
                 call.state = CallState.QUEUED

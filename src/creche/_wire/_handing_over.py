@@ -32,8 +32,20 @@ class Movable(ABC):
         """The call cannot even be begun."""
 
     @abstractmethod
+    def lend(self) -> Lent:
+        """After :meth:`claim`: return what can be pickled any number of times."""
+
+    @abstractmethod
     def release(self) -> None:
         """The call that has claimed it has been made, or never will be: close it, if it is here."""
+
+
+class Lent(ABC):
+    """Takes the place of a movable object of which many processes get one like it."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """There will be no more calls."""
 
 
 def claim_all(objects: Iterable[object]) -> list[Movable]:
@@ -54,6 +66,17 @@ def claim_all(objects: Iterable[object]) -> list[Movable]:
             movable.unclaim()
         raise
     return claimed
+
+
+def lend_all(objects: Iterable[Any]) -> tuple[tuple[Any, ...], list[Lent]]:
+    """Have what is movable among the arguments of many calls move with each of them.
+
+    :return: the arguments to pickle for each call, and those that are to be closed in the end
+    :raises anyio.ClosedResourceError: if something is closed, or was handed over before
+    """
+    claimed = claim_all(objects := tuple(objects))
+    lent = {id(movable): movable.lend() for movable in claimed}
+    return tuple(lent.get(id(obj), obj) for obj in objects), list(lent.values())
 
 
 class Parcel(ABC):
