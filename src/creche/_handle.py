@@ -29,7 +29,7 @@ from ._start_methods import abort_start, forget_process, own_started
 from ._stop_policy import StopPolicy
 from ._stopping import StoppableChild, Stopper
 from ._watcher import Timer
-from ._wire._handing_over import Movable, claim_all
+from ._wire._handing_over import Claims
 from ._wire._outcomes import Call, Failure, Outcome, Value
 
 
@@ -80,7 +80,7 @@ class ProcessHandle:
         self._timed_out = False
         self._stopping = False
         self._timers: list[Timer] = []
-        self._claimed: list[Movable] = []
+        self.claims = Claims(call)
 
     # --- from any thread ----------------------------------------------------------------------
 
@@ -90,7 +90,7 @@ class ProcessHandle:
         :raises ProcessStateError: if it was started already
         :raises anyio.ClosedResourceError: if an argument cannot be handed over
         """
-        self.claim_arguments()
+        self.claims.claim()
         self.state = next_state(self.state, Event.START, self.process.name)
         self._maybe_runtime = runtime
         runtime.live.add(self)
@@ -99,15 +99,6 @@ class ProcessHandle:
         runtime.starter.submit(lambda: self._start(backend))
         if self.timeout is not None:
             runtime.watcher.call_soon(self._start_timeout)
-
-    def claim_arguments(self) -> None:
-        """Have those arguments that move to the process be of no more use elsewhere.
-
-        :raises anyio.ClosedResourceError: if one cannot be handed over
-        """
-        if self._call is not None and not self._claimed:
-            arguments = (*self._call.args, *self._call.kwargs.values())
-            self._claimed = claim_all(arguments)
 
     def adopt(self, runtime: Runtime) -> None:
         """Take over a process that runs already."""
@@ -134,7 +125,6 @@ class ProcessHandle:
             self.stop_requested = True
             self.outcome = Failure(_failures.stopped_before_start(self.process.name))
             self.state = ProcessState.TERMINATED
-            self._release_arguments()
             self._set_all_latches()
 
     def own(self) -> None:
@@ -204,17 +194,9 @@ class ProcessHandle:
             failure = error  # the name is unbound when the block ends
             watcher.call_soon(lambda: self._not_started(failure))
             return
-        finally:
-            self._release_arguments()
         self.pid = self._popen.pid
         watcher.call_soon(self._attach)
         self.launched.set()
-
-    def _release_arguments(self) -> None:
-        """The process has its own, or never will."""
-        claimed, self._claimed = self._claimed, []
-        for argument in claimed:
-            argument.release()
 
     def _make_child(self, backend: str) -> Any:
         call, self._call = self._call, None  # what runs for hours keeps no arguments alive
@@ -321,7 +303,6 @@ class ProcessHandle:
             return
         self._stopping = True
         if self._claim_start():
-            self._release_arguments()
             self._not_started(_failures.stopped_before_start(self.process.name))
         elif self.exitcode is not None:
             self._expect_unpickled()
@@ -418,5 +399,6 @@ class ProcessHandle:
         self._timers.append(self._runtime.watcher.call_later(delay, callback))
 
     def _set_all_latches(self) -> None:
+        self.claims.release()  # what the process never got
         for latch in (self.launched, self.ready, self.finished, self.gone):
             latch.set()

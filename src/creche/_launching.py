@@ -38,6 +38,7 @@ def start_child(
     handles = ArgumentHandles(inherited=method == "fork")
     # First, because it is what fails most, and nothing has to be undone then.
     sections: list[Section] = [] if call is None else encode_call(call, process.name, handles)
+    handles.parcels.take()
     try:
         wire, child_end = wire_pair()
     except BaseException:

@@ -68,6 +68,32 @@ def claim_all(objects: Iterable[object]) -> list[Movable]:
     return claimed
 
 
+class Claims:
+    """What moves with a call that is about to be made.
+
+    :param call: the call; ``None`` where none is known
+    """
+
+    def __init__(self, call: Any) -> None:
+        arguments = () if call is None else (*call.args, *call.kwargs.values())
+        self._arguments = [obj for obj in arguments if isinstance(obj, Movable)]
+        self._claimed: list[Movable] = []
+
+    def claim(self) -> None:
+        """Have the arguments be of no more use elsewhere; once.
+
+        :raises anyio.ClosedResourceError: if one is closed, or was handed over before
+        """
+        arguments, self._arguments = self._arguments, []
+        self._claimed += claim_all(arguments)
+
+    def release(self) -> None:
+        """The other process has its own, or never will."""
+        claimed, self._claimed = self._claimed, []
+        for movable in claimed:
+            movable.release()
+
+
 def lend_all(objects: Iterable[Any]) -> tuple[tuple[Any, ...], list[Lent]]:
     """Have what is movable among the arguments of many calls move with each of them.
 

@@ -202,8 +202,6 @@ def dumps(obj: object, handles: ArgumentHandles | None = None) -> list[Section]:
         raise
     finally:
         context.set_spawning_popen(outer)
-    if handles is not None:
-        handles.parcels.take()
     raw: list[Section] = [[buffer.raw()] for buffer in buffers]
     return [writer.section, *raw]
 
