@@ -37,6 +37,9 @@ _PLAIN = frozenset({int, float, complex, bool, type(None)})
 _STRINGS = frozenset({str, bytes})
 _SHORT = 512
 
+# Packets up to this size are sent without asking whether there is a better way.
+_SMALL_BYTES = 1024
+
 _dumps = pickle.dumps
 
 # Containers of so few plain objects take no time to pickle.
@@ -47,19 +50,22 @@ _FEW = 16
 _MAX_BUFFERS = 1000
 
 
-def dump_small(item: object) -> bytes | None:
-    """Pickle an item if that is certain to take no time; ``None`` if it is not."""
+def dump_small(item: Any) -> bytes | None:
+    """Pickle an item if that is certain to take no time, and the packet to be small; or ``None``."""
     kind = type(item)
-    if kind in _PLAIN or (kind in _STRINGS and len(item) <= _SHORT):  # type: ignore[arg-type]
-        return _dumps(item, 5)
-    if kind is tuple or kind is list:
-        plain = len(item) <= _FEW and is_plain(item)  # type: ignore[arg-type]
+    if kind in _PLAIN or (kind in _STRINGS and len(item) <= _SHORT):
+        packet = _dumps(item, 5)
+    elif kind is tuple or kind is list:
+        if len(item) > _FEW or not is_plain(item):
+            return None
+        packet = _dumps(item, 5)
     elif kind is dict:
-        few = len(item) <= _FEW  # type: ignore[arg-type]
-        plain = few and is_plain(tuple(item)) and is_plain(tuple(item.values()))  # type: ignore
+        if len(item) > _FEW or not (is_plain(tuple(item)) and is_plain(tuple(item.values()))):
+            return None
+        packet = _dumps(item, 5)
     else:
         return None
-    return _dumps(item, 5) if plain else None
+    return packet if len(packet) <= _SMALL_BYTES else None
 
 
 def dump_item(item: object, *, light: bool) -> Payload:
@@ -159,6 +165,16 @@ class ReceivedItem:
                 return load_from(readers[0], lengths[0], buffers, None)
             except Exception as error:
                 raise _cannot_unpickle(error) from error
+
+
+def load_other(packet: bytes, error: Exception) -> Any:
+    """Make an item of a packet that could not be unpickled, because of ``error``, as it is.
+
+    :raises SerializationError: if it has no other form
+    """
+    if packet[0] == _PICKLE:
+        raise _cannot_unpickle(error) from error
+    return load_packet(packet)
 
 
 def load_packet(packet: bytes) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import time
 from collections import deque
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from anyio.abc import ObjectReceiveStream
 from .._durations import check_timeout
 from .._platform import PacketReceiver, Segment
 from ._end import CHECKPOINT_SECONDS, ChannelEnd, EndState, check_not_in_loop
-from ._items import ReceivedItem, load_packet
+from ._items import ReceivedItem, load_other, load_packet
 from ._waiting import ThreadJob
 
 T_co = TypeVar("T_co", covariant=True)
@@ -24,6 +25,7 @@ Packet = bytes | tuple[bytes, Segment] | ThreadJob | None
 """What there is to be received: an item, the end (``b""``), or nothing just now."""
 
 _clock = time.perf_counter
+_loads = pickle.loads
 
 
 class ChannelReceiveStream(ChannelEnd, ObjectReceiveStream[T_co]):
@@ -40,6 +42,7 @@ class ChannelReceiveStream(ChannelEnd, ObjectReceiveStream[T_co]):
         super().__init__(transport)
         # Items that were received, and are being unpickled, for tasks that were cancelled.
         self._unclaimed: deque[ThreadJob] = deque()
+        self._used_in_thread = False
         self._take: Callable[[], Packet] = transport.receive
 
     async def receive(self) -> T_co:
@@ -59,12 +62,30 @@ class ChannelReceiveStream(ChannelEnd, ObjectReceiveStream[T_co]):
             packet = self._take()
         except ValueError:
             raise self._closed_error() from None
-        if type(packet) is bytes and packet:
-            return load_packet(packet)  # type: ignore[no-any-return]
-        while (received := self._received(packet)) is None:
-            await self._wait_in_loop()
-            packet = self._try()
-        return await self._load_apart(received)  # type: ignore[no-any-return]
+        if packet.__class__ is bytes and packet:
+            try:
+                return _loads(packet)  # type: ignore[no-any-return, arg-type]
+            except Exception as error:
+                return load_other(packet, error)  # type: ignore[no-any-return, arg-type]
+        return await self._receive_other(packet)  # type: ignore[no-any-return]
+
+    async def __anext__(self) -> T_co:
+        # All of receive() again: with small items, a coroutine more takes its time.
+        if _clock() >= self._checkpoint_at:
+            await self._checkpoint()
+        try:
+            packet = self._take()
+        except ValueError:
+            raise self._closed_error() from None
+        if packet.__class__ is bytes and packet:
+            try:
+                return _loads(packet)  # type: ignore[no-any-return, arg-type]
+            except Exception as error:
+                return load_other(packet, error)  # type: ignore[no-any-return, arg-type]
+        try:
+            return await self._receive_other(packet)  # type: ignore[no-any-return]
+        except anyio.EndOfStream:
+            raise StopAsyncIteration from None
 
     def receive_nowait(self) -> T_co:
         """Return the next item, if there is one.
@@ -90,17 +111,18 @@ class ChannelReceiveStream(ChannelEnd, ObjectReceiveStream[T_co]):
         :raises ProcessStateError: if the calling thread runs an event loop, which it would hold up
         :raises Exception: all that :meth:`receive` raises
         """
-        check_not_in_loop("receive_sync", "receive")
-        packet = self._try()
-        if type(packet) is bytes and packet:
-            return load_packet(packet)  # type: ignore[no-any-return]
-        if packet is None:
-            seconds = check_timeout(timeout)
-            packet = self._wait_in_thread(self._try, seconds)
-        received = self._received(packet)
-        if received is None:
-            raise TimeoutError(f"no item came in {seconds:g} seconds")
-        return self._load(received)  # type: ignore[no-any-return]
+        if not self._used_in_thread:
+            self._check_not_in_loop()
+        try:
+            packet = self._take()
+        except ValueError:
+            raise self._closed_error() from None
+        if packet.__class__ is bytes and packet:
+            try:
+                return _loads(packet)  # type: ignore[no-any-return, arg-type]
+            except Exception as error:
+                return load_other(packet, error)  # type: ignore[no-any-return, arg-type]
+        return self._receive_other_sync(packet, timeout)  # type: ignore[no-any-return]
 
     def clone(self) -> ChannelReceiveStream[T_co]:
         """Return another receiving end of the same channel; each item goes to one of them.
@@ -134,6 +156,27 @@ class ChannelReceiveStream(ChannelEnd, ObjectReceiveStream[T_co]):
         self.close()
 
     # --- inner workings ---------------------------------------------------------------------------
+
+    async def _receive_other(self, packet: Packet) -> Any:
+        while (received := self._received(packet)) is None:
+            await self._wait_in_loop()
+            packet = self._try()
+        return await self._load_apart(received)
+
+    def _receive_other_sync(self, packet: Packet, timeout: float | None) -> Any:
+        seconds = None
+        if packet is None:
+            self._check_not_in_loop()
+            seconds = check_timeout(timeout)
+            packet = self._wait_in_thread(self._try, seconds)
+        received = self._received(packet)
+        if received is None:
+            raise TimeoutError(f"no item came in {seconds:g} seconds")
+        return self._load(received)
+
+    def _check_not_in_loop(self) -> None:
+        check_not_in_loop("receive_sync", "receive")
+        self._used_in_thread = True
 
     def _try(self) -> Packet:
         try:

@@ -19,9 +19,6 @@ from ._waiting import ThreadJob
 
 T_contra = TypeVar("T_contra", contravariant=True)
 
-# Packets up to this size are sent without asking whether there is a better way.
-_SMALL_BYTES = 1024
-
 _clock = time.perf_counter
 
 
@@ -36,6 +33,7 @@ class ChannelSendStream(ChannelEnd, ObjectSendStream[T_contra]):
 
     def __init__(self, transport: Any) -> None:
         super().__init__(transport)
+        self._used_in_thread = False
         self._put: Callable[[bytes], bool] = transport.send
 
     async def send(self, item: T_contra) -> None:
@@ -53,7 +51,7 @@ class ChannelSendStream(ChannelEnd, ObjectSendStream[T_contra]):
         if _clock() >= self._checkpoint_at:
             await self._checkpoint()
         packet = dump_small(item)
-        if packet is None or len(packet) > _SMALL_BYTES:
+        if packet is None:
             await self._send_other(item)
             return
         try:
@@ -86,10 +84,12 @@ class ChannelSendStream(ChannelEnd, ObjectSendStream[T_contra]):
         :raises ProcessStateError: if the calling thread runs an event loop, which it would hold up
         :raises Exception: all that :meth:`send` raises
         """
-        check_not_in_loop("send_sync", "send")
+        if not self._used_in_thread:
+            self._check_not_in_loop()
         packet, segment = self._prepare(item)
         if self._try(packet, segment):
             return
+        self._check_not_in_loop()
         seconds = check_timeout(timeout)
 
         def attempt() -> bool | None:
@@ -122,6 +122,10 @@ class ChannelSendStream(ChannelEnd, ObjectSendStream[T_contra]):
 
     # --- inner workings ---------------------------------------------------------------------------
 
+    def _check_not_in_loop(self) -> None:
+        check_not_in_loop("send_sync", "send")
+        self._used_in_thread = True
+
     def _try(self, packet: bytes, segment: Segment | None = None) -> bool:
         try:
             if segment is None:
@@ -142,7 +146,7 @@ class ChannelSendStream(ChannelEnd, ObjectSendStream[T_contra]):
     def _prepare(self, item: T_contra) -> tuple[bytes, Segment | None]:
         """Make the packet of an item, and its segment if it needs one, at once."""
         packet = dump_small(item)
-        if packet is not None and len(packet) <= _SMALL_BYTES:
+        if packet is not None:
             return packet, None
         self._open_transport()
         packet, large = self._lay_out(item, light=False)

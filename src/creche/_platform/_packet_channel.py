@@ -29,6 +29,7 @@ import struct
 import sys
 import termios
 import threading
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -236,36 +237,41 @@ class PacketSender(_PacketEnd):
 
     def __init__(self, sock: socket.socket, page: ChannelPage, max_buffer_size: int) -> None:
         super().__init__(sock, page, max_buffer_size)
-        self._send = sock.send
-        self._cells = page.cells
-        self._cell = page.cell
-        self._alone = page.alone
-        self._room = 0  # items for which there is room for sure, as nobody else sends
+        self._room = [0]  # items for which there is room for sure, as nobody else sends
         self._buffer_bytes = sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
         self._padding = 0
         if max_buffer_size > _MAX_SEGMENTS:
             # So that the bytes allow of no more of them than that.
             self._padding = min(self._buffer_bytes // _MAX_SEGMENTS, PACKET_BYTES)
-
-    def send(self, packet: bytes) -> bool:
+        self.send = self._make_send()
         """Send an item; return whether there was room for it.
 
         :raises BrokenPipeError: if nobody is left to receive it
         :raises ValueError: if the end is closed
         """
-        with self._lock:
-            if not self._open:
-                raise ValueError("the end is closed")
-            cells = self._cells
-            if self._room <= 0 or not cells[self._alone]:
-                return self._send_if_room(packet, -1)
-            try:
-                self._send(packet)
-            except OSError as error:
-                return self._not_sent(error)
-            cells[self._cell] += 1
-            self._room -= 1
-            return True
+
+    def _make_send(self) -> Callable[[bytes], bool]:
+        # A closure, as this is done for each small item, and looking up attributes takes time.
+        lock, send, page = self._lock, self._socket.send, self._page
+        cells, sent, alone, room = page.cells, page.cell, page.alone, self._room
+        this = weakref.ref(self)
+
+        def send_packet(packet: bytes) -> bool:
+            with lock:
+                # Cells that are released raise a ValueError: the end is closed.
+                if cells[alone] and room[0] > 0:
+                    try:
+                        send(packet)
+                    except OSError as error:
+                        return _not_sent(error, page)
+                    cells[sent] += 1
+                    room[0] -= 1
+                    return True
+                end = this()
+                assert end is not None
+                return end._send_if_room(packet, -1)
+
+        return send_packet
 
     def send_segment(self, header: bytes, segment: Segment) -> bool:
         """Send an item that lies in a segment, which stays open here; as :meth:`send`."""
@@ -287,10 +293,10 @@ class PacketSender(_PacketEnd):
 
     def _send_if_room(self, packet: bytes, descriptor: int) -> bool:
         page = self._page
-        if self._cells[self._alone] or page.check_alone():
-            self._room = self.max_buffer_size - page.in_flight()
-            return self._room > 0 and self._send_now(packet, descriptor)
-        self._room = 0
+        if page.cells[page.alone] or page.check_alone():
+            self._room[0] = self.max_buffer_size - page.in_flight()
+            return self._room[0] > 0 and self._send_now(packet, descriptor)
+        self._room[0] = 0
         locked = page.lock_sending()
         try:
             return page.in_flight() < self.max_buffer_size and self._send_now(packet, descriptor)
@@ -301,23 +307,23 @@ class PacketSender(_PacketEnd):
     def _send_now(self, packet: bytes, descriptor: int) -> bool:
         try:
             if descriptor < 0:
-                self._send(packet)
+                self._socket.send(packet)
             else:
                 socket.send_fds(self._socket, [packet], [descriptor])
         except OSError as error:
-            return self._not_sent(error)
-        self._cells[self._cell] += 1
-        self._room -= 1
+            return _not_sent(error, self._page)
+        self._page.cells[self._page.cell] += 1
+        self._room[0] -= 1
         return True
 
-    def _not_sent(self, error: OSError) -> bool:
-        if error.errno in (errno.EPIPE, errno.ECONNRESET):
-            raise BrokenPipeError from None
-        in_flight = self._page.in_flight()
-        full = error.errno in (errno.EAGAIN, errno.ENOBUFS, errno.ETOOMANYREFS)
-        if full and in_flight > 0:  # or else nobody would tell of room
-            return False
-        raise error
+def _not_sent(error: OSError, page: ChannelPage) -> bool:
+    """Say whether an item can be sent later, or raise why not."""
+    if error.errno in (errno.EPIPE, errno.ECONNRESET):
+        raise BrokenPipeError from None
+    full = error.errno in (errno.EAGAIN, errno.ENOBUFS, errno.ETOOMANYREFS)
+    if full and page.in_flight() > 0:  # or else nobody would tell of room
+        return False
+    raise error
 
 
 class PacketReceiver(_PacketEnd):
@@ -328,11 +334,7 @@ class PacketReceiver(_PacketEnd):
 
     def __init__(self, sock: socket.socket, page: ChannelPage, max_buffer_size: int) -> None:
         super().__init__(sock, page, max_buffer_size)
-        self._receive = sock.recvmsg
-        self._cells = page.cells
-        self._cell = page.cell
-
-    def receive(self) -> bytes | tuple[bytes, Segment] | None:
+        self.receive = self._make_receive()
         """Receive an item, with its segment if it has one; ``None`` if there is none just now.
 
         Nothing (``b""``) when there will be no more.
@@ -340,24 +342,31 @@ class PacketReceiver(_PacketEnd):
         :raises ValueError: if the end is closed
         :raises OSError: if an item's segment could not be received: there is no descriptor left
         """
-        with self._lock:
-            if not self._open:
-                raise ValueError("the end is closed")
-            cells, cell = self._cells, self._cell
-            count = cells[cell]
-            cells[cell] = count + 1
-            try:
-                packet, ancillary, flags, _ = self._receive(PACKET_BYTES, _ANCILLARY)
-            except OSError as error:
-                cells[cell] = count
-                if error.errno == errno.EAGAIN:
-                    return None
-                raise
-            if not packet:
-                cells[cell] = count
-        if not ancillary and not flags & socket.MSG_CTRUNC:
+
+    def _make_receive(self) -> Callable[[], bytes | tuple[bytes, Segment] | None]:
+        # A closure, as this is done for each small item, and looking up attributes takes time.
+        lock, receive = self._lock, self._socket.recvmsg
+        cells, cell = self._page.cells, self._page.cell
+
+        def receive_packet() -> bytes | tuple[bytes, Segment] | None:
+            with lock:
+                # Cells that are released raise a ValueError: the end is closed.
+                count = cells[cell]
+                cells[cell] = count + 1
+                try:
+                    packet, ancillary, flags, _ = receive(PACKET_BYTES, _ANCILLARY)
+                except OSError as error:
+                    cells[cell] = count
+                    if error.errno == errno.EAGAIN:
+                        return None
+                    raise
+                if not packet:
+                    cells[cell] = count
+            if ancillary or flags & socket.MSG_CTRUNC:
+                return packet, _segment_in(ancillary)
             return packet
-        return packet, _segment_in(ancillary)
+
+        return receive_packet
 
 
 def _segment_in(ancillary: list[tuple[int, int, bytes]]) -> Segment:
