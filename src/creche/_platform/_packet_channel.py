@@ -295,14 +295,25 @@ class PacketSender(_PacketEnd):
         page = self._page
         if page.cells[page.alone] or page.check_alone():
             self._room[0] = self.max_buffer_size - page.in_flight()
-            return self._room[0] > 0 and self._send_now(packet, descriptor)
-        self._room[0] = 0
-        locked = page.lock_sending()
-        try:
-            return page.in_flight() < self.max_buffer_size and self._send_now(packet, descriptor)
-        finally:
-            if locked:
-                page.unlock_sending()
+            if self._room[0] > 0:
+                return self._send_now(packet, descriptor)
+        else:
+            self._room[0] = 0
+            locked = page.lock_sending()
+            try:
+                if page.in_flight() < self.max_buffer_size:
+                    return self._send_now(packet, descriptor)
+            finally:
+                if locked:
+                    page.unlock_sending()
+        self._check_receivers()
+        return False
+
+    def _check_receivers(self) -> None:
+        """Nothing is sent as there is no room: see whether anybody is left to make some."""
+        with contextlib.suppress(BlockingIOError, ConnectionResetError):
+            if not self._socket.recv(1):  # nothing ever comes this way, but the end
+                raise BrokenPipeError
 
     def _send_now(self, packet: bytes, descriptor: int) -> bool:
         try:
