@@ -1,4 +1,4 @@
-"""Where no socket keeps packets whole, and no descriptor tells of room: there are no such channels."""
+"""Where no socket keeps packets whole, or tells of room: there are no such channels."""
 
 from __future__ import annotations
 

@@ -311,9 +311,14 @@ class PacketSender(_PacketEnd):
 
     def _check_receivers(self) -> None:
         """Nothing is sent as there is no room: see whether anybody is left to make some."""
-        with contextlib.suppress(BlockingIOError, ConnectionResetError):
-            if not self._socket.recv(1):  # nothing ever comes this way, but the end
-                raise BrokenPipeError
+        try:
+            if self._socket.recv(1):  # nothing ever comes this way, but the end
+                return
+        except BlockingIOError:
+            return
+        except ConnectionResetError:  # with items that nobody has received
+            pass
+        raise BrokenPipeError
 
     def _send_now(self, packet: bytes, descriptor: int) -> bool:
         try:
