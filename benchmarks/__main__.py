@@ -18,6 +18,7 @@ from typing import Any
 
 from benchmarks import (
     _cancel,
+    _channels,
     _cold,
     _large,
     _map,
@@ -43,6 +44,7 @@ SUITES: dict[str, Callable[[int], Iterable[Table]]] = {
     "throughput": lambda rounds: [_throughput.measure(max(3, rounds // 5))],
     "map": lambda rounds: _map.measure(max(2, rounds // 6)),
     "large": lambda rounds: _large.measure(max(3, rounds // 5)),
+    "channels": lambda rounds: _channels.measure(max(3, rounds // 5)),
     "warm-stall": lambda rounds: [_stall.measure_warm(max(3, rounds // 5))],
     "warm-cancel": lambda rounds: _warm_cancel.measure(max(3, rounds // 4)),
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import threading
 import time
@@ -139,8 +138,7 @@ async def test_many_tasks_share_an_end(ends: Ends) -> None:
             await send.send(item)
 
     async def consumer() -> None:
-        for _ in range(100):
-            received.append(await receive.receive())
+        received.extend([await receive.receive() for _ in range(100)])
 
     with anyio.fail_after(TIMEOUT):
         async with anyio.create_task_group() as tasks:
@@ -382,12 +380,10 @@ async def test_an_unclosed_end_warns() -> None:
     send, receive = create_channel[int]()
     with pytest.warns(ResourceWarning, match="Unclosed <ChannelSendStream"):
         del send
-        gc.collect()
     with pytest.raises(anyio.EndOfStream):
         await receive.receive()
     with pytest.warns(ResourceWarning, match="Unclosed <ChannelReceiveStream"):
         del receive
-        gc.collect()
 
 
 async def test_sync_methods_refuse_to_hold_up_an_event_loop(ends: Ends) -> None:
@@ -508,8 +504,7 @@ async def test_one_end_in_two_event_loops(ends: Ends, anyio_backend_name: str) -
     received: list[int] = []
 
     async def take() -> None:
-        async for item in receive:
-            received.append(item)
+        received.extend([item async for item in receive])
 
     def in_thread() -> None:
         anyio.run(take, backend=anyio_backend_name)
@@ -577,9 +572,7 @@ async def test_two_children_talk(ends: Ends) -> None:
     assert last.return_value == list(range(1000))
 
 
-@pytest.mark.parametrize(
-    "target", [channel_targets.double_all, channel_targets.double_all_async]
-)
+@pytest.mark.parametrize("target", [channel_targets.double_all, channel_targets.double_all_async])
 async def test_request_and_reply(target: Any) -> None:
     here, there = create_duplex_channel[int]()
     with anyio.fail_after(TIMEOUT):

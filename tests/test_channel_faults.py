@@ -74,9 +74,7 @@ async def test_killed_producer_is_the_end(
         await process
 
 
-async def test_killed_consumer_breaks_the_channel(
-    ends: Ends, announcements: Announcements
-) -> None:
+async def test_killed_consumer_breaks_the_channel(ends: Ends, announcements: Announcements) -> None:
     send, receive = ends
     process = await start(channel_targets.keep, receive, announcements.path)
     pid = await announcements.get_pid()
@@ -162,9 +160,7 @@ async def test_kills_in_mid_item_leave_whole_items(ends: Ends) -> None:
         assert len(item) == 3_000_000
 
 
-async def test_stopped_consumer_and_full_buffer(
-    ends: Ends, announcements: Announcements
-) -> None:
+async def test_stopped_consumer_and_full_buffer(ends: Ends, announcements: Announcements) -> None:
     send, receive = ends
     async with open_nursery(stop=StopPolicy(grace=1)) as nursery:
         nursery.start_soon(channel_targets.keep, receive, announcements.path)
@@ -278,9 +274,7 @@ async def test_child_that_is_killed_before_it_takes_its_end(ends: Ends) -> None:
     assert set(items) <= {0}
 
 
-async def test_parent_that_dies_ends_the_channel(
-    ends: Ends, announcements: Announcements
-) -> None:
+async def test_parent_that_dies_ends_the_channel(ends: Ends, announcements: Announcements) -> None:
     """What a grandchild holds goes with it."""
     send, receive = ends
     process = await start(

@@ -127,11 +127,11 @@ async def test_pool_run(ends: Ends, method: str) -> None:
 async def test_pool_closes_its_copy_when_the_worker_has_its_own(ends: Ends) -> None:
     """The function goes on, but has closed its end."""
     send, receive = ends
-    async with open_pool(1, stop=StopPolicy(grace=5)) as pool:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(pool.run, _close_and_wait, send)
-            assert await rest_of(receive) == ["sent"]
-            tasks.cancel_scope.cancel()
+    stop = StopPolicy(grace=5)
+    async with open_pool(1, stop=stop) as pool, anyio.create_task_group() as tasks:
+        tasks.start_soon(pool.run, _close_and_wait, send)
+        assert await rest_of(receive) == ["sent"]
+        tasks.cancel_scope.cancel()
 
 
 def _close_and_wait(send: channel_targets.Send) -> None:
@@ -257,9 +257,7 @@ async def test_initargs(ends: Ends, method: str) -> None:
 
 async def test_duplex_in_initargs() -> None:
     here, there = create_duplex_channel[int]()
-    async with open_pool(
-        1, initializer=channel_targets.initialize, initargs=(there,)
-    ) as pool:
+    async with open_pool(1, initializer=channel_targets.initialize, initargs=(there,)) as pool:
         await pool.run(channel_targets.send_from_worker, 5)
         with anyio.fail_after(TIMEOUT):
             assert await here.receive() == 5
@@ -339,7 +337,7 @@ async def test_returning_an_end() -> None:
 
 
 async def test_handed_over_twice(ends: Ends) -> None:
-    send, receive = ends
+    send, _ = ends
     async with open_pool(1) as pool:
         with anyio.fail_after(TIMEOUT):
             await pool.run(channel_targets.produce, send, 2)
@@ -410,9 +408,9 @@ async def test_tasks_that_wait_for_an_end_that_is_handed_over(ends: Ends) -> Non
 
         @tasks.start_soon
         async def _wait() -> None:
-            with anyio.fail_after(TIMEOUT):
-                with pytest.raises(anyio.ClosedResourceError, match="handed over"):
-                    await receive.receive()
+            error = pytest.raises(anyio.ClosedResourceError, match="handed over")
+            with anyio.fail_after(TIMEOUT), error:
+                await receive.receive()
 
         await anyio.wait_all_tasks_blocked()
         consumer = nursery.start_soon(channel_targets.consume, receive)
@@ -423,9 +421,7 @@ async def test_tasks_that_wait_for_an_end_that_is_handed_over(ends: Ends) -> Non
 # --- forks ----------------------------------------------------------------------------------------
 
 
-async def test_forked_children_keep_no_other_ends(
-    ends: Ends, announcements: Announcements
-) -> None:
+async def test_forked_children_keep_no_other_ends(ends: Ends, announcements: Announcements) -> None:
     """Under "fork" a child inherits all; what it was not given, it closes."""
     send, receive = ends
     second_send, second_receive = create_channel[int](4)

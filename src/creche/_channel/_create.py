@@ -14,9 +14,7 @@ __all__ = ["create_channel", "create_duplex_channel"]
 T_Item = TypeVar("T_Item")
 
 
-class create_channel(  # noqa: N801 -- called like a function, after anyio's
-    tuple[ChannelSendStream[T_Item], ChannelReceiveStream[T_Item]]
-):
+class create_channel(tuple[ChannelSendStream[T_Item], ChannelReceiveStream[T_Item]]):
     """Make a channel between processes; return the end that sends, and the one that receives::
 
         send, receive = create_channel[bytes](10)
@@ -45,9 +43,7 @@ class create_channel(  # noqa: N801 -- called like a function, after anyio's
         return ChannelSendStream(send), ChannelReceiveStream(receive)
 
 
-class create_duplex_channel(  # noqa: N801
-    tuple[ChannelStream[T_Item], ChannelStream[T_Item]]
-):
+class create_duplex_channel(tuple[ChannelStream[T_Item], ChannelStream[T_Item]]):
     """Make a channel for each direction; return the two ends, for request and reply::
 
         here, there = create_duplex_channel[Request | Reply]()

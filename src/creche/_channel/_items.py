@@ -23,7 +23,7 @@ from .._wire._messages import (
     size_of,
     table_of,
 )
-from .._wire._payloads import Payload, dump, is_plain, load, load_from
+from .._wire._payloads import Payload, TooHeavyError, dump, is_plain, load, load_from
 
 # What copies within a millisecond need not go to a thread, with whatever that costs.
 _AT_ONCE_BYTES = 1024 * 1024
@@ -51,7 +51,7 @@ _MAX_BUFFERS = 1000
 
 
 def dump_small(item: Any) -> bytes | None:
-    """Pickle an item if that is certain to take no time, and the packet to be small; or ``None``."""
+    """Pickle an item if that takes no time, for certain, and makes a small packet; or ``None``."""
     kind = type(item)
     if kind in _PLAIN or (kind in _STRINGS and len(item) <= _SHORT):
         packet = _dumps(item, 5)
@@ -79,16 +79,14 @@ def dump_item(item: object, *, light: bool) -> Payload:
         payload = dump(item, None, light=light)
         if len(payload.sections) > _MAX_BUFFERS:
             payload = Payload([[pickle.dumps(item, 5)]], heavy=True)
+    except TooHeavyError:
+        raise
     except Exception as error:
-        from .._wire._payloads import TooHeavyError
-
-        if isinstance(error, TooHeavyError):
-            raise
-        raise cannot_pickle(item, error) from error
+        raise _cannot_pickle(item, error) from error
     return payload
 
 
-def cannot_pickle(item: object, error: BaseException) -> SerializationError:
+def _cannot_pickle(item: object, error: BaseException) -> SerializationError:
     return SerializationError(
         f"an item of type {type(item).__qualname__} cannot be sent over a channel, as it cannot be"
         f" pickled ({type(error).__name__}: {error})"

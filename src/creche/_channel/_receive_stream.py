@@ -64,9 +64,9 @@ class ChannelReceiveStream(ChannelEnd, ObjectReceiveStream[T_co]):
             raise self._closed_error() from None
         if packet.__class__ is bytes and packet:
             try:
-                return _loads(packet)  # type: ignore[no-any-return, arg-type]
+                return _loads(packet)  # type: ignore[no-any-return]
             except Exception as error:
-                return load_other(packet, error)  # type: ignore[no-any-return, arg-type]
+                return load_other(packet, error)  # type: ignore[no-any-return]
         return await self._receive_other(packet)  # type: ignore[no-any-return]
 
     async def __anext__(self) -> T_co:
@@ -79,9 +79,9 @@ class ChannelReceiveStream(ChannelEnd, ObjectReceiveStream[T_co]):
             raise self._closed_error() from None
         if packet.__class__ is bytes and packet:
             try:
-                return _loads(packet)  # type: ignore[no-any-return, arg-type]
+                return _loads(packet)  # type: ignore[no-any-return]
             except Exception as error:
-                return load_other(packet, error)  # type: ignore[no-any-return, arg-type]
+                return load_other(packet, error)  # type: ignore[no-any-return]
         try:
             return await self._receive_other(packet)  # type: ignore[no-any-return]
         except anyio.EndOfStream:
@@ -119,9 +119,9 @@ class ChannelReceiveStream(ChannelEnd, ObjectReceiveStream[T_co]):
             raise self._closed_error() from None
         if packet.__class__ is bytes and packet:
             try:
-                return _loads(packet)  # type: ignore[no-any-return, arg-type]
+                return _loads(packet)  # type: ignore[no-any-return]
             except Exception as error:
-                return load_other(packet, error)  # type: ignore[no-any-return, arg-type]
+                return load_other(packet, error)  # type: ignore[no-any-return]
         return self._receive_other_sync(packet, timeout)  # type: ignore[no-any-return]
 
     def clone(self) -> ChannelReceiveStream[T_co]:
@@ -164,11 +164,11 @@ class ChannelReceiveStream(ChannelEnd, ObjectReceiveStream[T_co]):
         return await self._load_apart(received)
 
     def _receive_other_sync(self, packet: Packet, timeout: float | None) -> Any:
-        seconds = None
+        seconds = check_timeout(timeout)
         if packet is None:
             self._check_not_in_loop()
-            seconds = check_timeout(timeout)
-            packet = self._wait_in_thread(self._try, seconds)
+            waited: Any = self._wait_in_thread(self._try, seconds)
+            packet = waited
         received = self._received(packet)
         if received is None:
             raise TimeoutError(f"no item came in {seconds:g} seconds")
@@ -220,6 +220,7 @@ class ChannelReceiveStream(ChannelEnd, ObjectReceiveStream[T_co]):
             packet = ThreadJob(packet.load)
         if not isinstance(packet, ThreadJob):
             return self._load(packet)
+        result: Any = None
         with anyio.CancelScope(shield=True):
             try:
                 result = await packet.result()

@@ -86,17 +86,11 @@ class ChannelSendStream(ChannelEnd, ObjectSendStream[T_contra]):
         """
         if not self._used_in_thread:
             self._check_not_in_loop()
-        packet, segment = self._prepare(item)
-        if self._try(packet, segment):
-            return
-        self._check_not_in_loop()
-        seconds = check_timeout(timeout)
-
-        def attempt() -> bool | None:
-            return self._try(packet, segment) or None
-
-        if self._wait_in_thread(attempt, seconds) is None:
-            raise TimeoutError(f"the channel's buffer was full for {seconds:g} seconds")
+        packet, segment = dump_small(item), None
+        if packet is None:
+            packet, segment = self._prepare(item)
+        if not self._try(packet, segment):
+            self._wait_and_send(packet, segment, timeout)
 
     def clone(self) -> ChannelSendStream[T_contra]:
         """Return another sending end of the same channel.
@@ -121,6 +115,16 @@ class ChannelSendStream(ChannelEnd, ObjectSendStream[T_contra]):
         self.close()
 
     # --- inner workings ---------------------------------------------------------------------------
+
+    def _wait_and_send(self, packet: bytes, segment: Segment | None, timeout: float | None) -> None:
+        self._check_not_in_loop()
+        seconds = check_timeout(timeout)
+
+        def attempt() -> bool | None:
+            return self._try(packet, segment) or None
+
+        if self._wait_in_thread(attempt, seconds) is None:
+            raise TimeoutError(f"the channel's buffer was full for {seconds:g} seconds")
 
     def _check_not_in_loop(self) -> None:
         check_not_in_loop("send_sync", "send")

@@ -14,8 +14,8 @@ from .._loop_poller import AsyncioPoller
 from .._loops import EventLoop, Latch, Waiter, is_current, post, waiter_in
 from .._platform import PacketReceiver, PacketSender, Watch
 from .._runtime import runtime
-from .._worker_threads import Job
 from .._wire._outcomes import Failure, Outcome, Value
+from .._worker_threads import Job
 
 T = TypeVar("T")
 

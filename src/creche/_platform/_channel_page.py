@@ -196,4 +196,4 @@ def _lock(descriptor: int, byte: int) -> bool:
 def _is_locked(descriptor: int, byte: int, count: int = 1) -> bool:
     """Whether another open file description has locked one of these bytes."""
     found = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, _lock_of(fcntl.F_WRLCK, byte, count))
-    return struct.unpack_from("@h", found)[0] != fcntl.F_UNLCK
+    return bool(struct.unpack_from("@h", found)[0] != fcntl.F_UNLCK)

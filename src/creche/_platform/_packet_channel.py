@@ -58,6 +58,7 @@ _PACKET_OVERHEAD = 768
 _MAX_SEGMENTS = 64
 
 _DESCRIPTOR = struct.Struct("@i")
+_CUT_OFF = int(socket.MSG_CTRUNC)  # not as an enum, with which computing takes a microsecond
 _ANCILLARY = socket.CMSG_SPACE(_DESCRIPTOR.size)
 
 
@@ -109,9 +110,7 @@ class _PacketEnd:
         self._open = True
 
     @classmethod
-    def rebuild(
-        cls, sock: int, page: int, row: int, max_buffer_size: int
-    ) -> Any:
+    def rebuild(cls, sock: int, page: int, row: int, max_buffer_size: int) -> Any:
         """Make an end of the descriptors that have come from another process."""
         for descriptor in (sock, page):
             os.set_inheritable(descriptor, False)
@@ -332,6 +331,7 @@ class PacketSender(_PacketEnd):
         self._room[0] -= 1
         return True
 
+
 def _not_sent(error: OSError, page: ChannelPage) -> bool:
     """Say whether an item can be sent later, or raise why not."""
     if error.errno in (errno.EPIPE, errno.ECONNRESET):
@@ -378,7 +378,7 @@ class PacketReceiver(_PacketEnd):
                     raise
                 if not packet:
                     cells[cell] = count
-            if ancillary or flags & socket.MSG_CTRUNC:
+            if ancillary or flags & _CUT_OFF:
                 return packet, _segment_in(ancillary)
             return packet
 
