@@ -117,16 +117,19 @@ async def test_producers_and_consumers_killed_at_any_moment(size: int) -> None:
             else:
                 counted += 1
 
+    async def torment() -> None:
+        async with anyio.create_task_group() as tasks:
+            for tag in range(2):
+                tasks.start_soon(victims, channel_targets.send_for_ever, send, tag)
+                tasks.start_soon(victims, channel_targets.receive_for_ever, receive)
+            tasks.start_soon(channel_targets.produce_async, send.clone(), 300)
+        await send.send("over")
+
     with anyio.fail_after(TIMEOUT):
         async with open_pool(4, min_workers=4, stop=AT_ONCE) as pool:
-            async with anyio.create_task_group() as outer:
-                outer.start_soon(consume)
-                async with anyio.create_task_group() as tasks:
-                    for tag in range(2):
-                        tasks.start_soon(victims, channel_targets.send_for_ever, send, tag)
-                        tasks.start_soon(victims, channel_targets.receive_for_ever, receive)
-                    tasks.start_soon(channel_targets.produce_async, send.clone(), 300)
-                await send.send("over")
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(consume)
+                tasks.start_soon(torment)
         # Nobody is blocked by those who are dead; one item more may fit for each of them.
         assert counted <= 300
         assert send.statistics() == creche.ChannelStatistics(size, 0, 1, 1)

@@ -35,10 +35,10 @@ _APART = b"\x02"
 
 _PLAIN = frozenset({int, float, complex, bool, type(None)})
 _STRINGS = frozenset({str, bytes})
-_SHORT = 512
+_SHORT = 400
 
 # Packets up to this size are sent without asking whether there is a better way.
-_SMALL_BYTES = 1024
+_SMALL_BYTES = 512
 
 _dumps = pickle.dumps
 

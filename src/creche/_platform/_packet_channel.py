@@ -49,7 +49,7 @@ _BUFFER_BYTES = 4 * 1024 * 1024
 _SO_SNDBUFFORCE = 32
 
 # Items of this size are small enough for any buffer: they are not asked whether they fit.
-_SMALL_BYTES = 1024
+_SMALL_BYTES = 512
 
 # A packet, and the kernel's bookkeeping of it.
 _PACKET_OVERHEAD = 768
@@ -279,16 +279,17 @@ class PacketSender(_PacketEnd):
             return self._send_if_room(header.ljust(self._padding, b"\0"), segment.descriptor)
 
     def fits(self, size: int) -> bool:
-        """Whether a packet of that size leaves the buffer as empty as the kernel wants it to be.
+        """Whether a packet of that size leaves the buffer as empty as it should be.
 
-        It counts bytes, its bookkeeping included, and tells of room only where a quarter is used.
+        The kernel counts bytes, its bookkeeping included, and tells of room only where a quarter is
+        used. Half of that is for packets that are not asked, and for those with segments.
         """
         if size <= _SMALL_BYTES:
             return True
         with self._lock:
             self._check_open()
             used = fcntl.ioctl(self._socket.fileno(), termios.TIOCOUTQ, bytes(4))
-        return int(_DESCRIPTOR.unpack(used)[0]) + 2 * size <= self._buffer_bytes // 4
+        return int(_DESCRIPTOR.unpack(used)[0]) + 2 * size <= self._buffer_bytes // 8
 
     def _send_if_room(self, packet: bytes, descriptor: int) -> bool:
         page = self._page
