@@ -126,10 +126,12 @@ async def test_producers_and_consumers_killed_at_any_moment(size: int) -> None:
         await send.send("over")
 
     with anyio.fail_after(TIMEOUT):
-        async with open_pool(4, min_workers=4, stop=AT_ONCE) as pool:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(consume)
-                tasks.start_soon(torment)
+        async with (
+            open_pool(4, min_workers=4, stop=AT_ONCE) as pool,
+            anyio.create_task_group() as tasks,
+        ):
+            tasks.start_soon(consume)
+            tasks.start_soon(torment)
         # Nobody is blocked by those who are dead; one item more may fit for each of them.
         assert counted <= 300
         assert send.statistics() == creche.ChannelStatistics(size, 0, 1, 1)
