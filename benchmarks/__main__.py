@@ -18,6 +18,7 @@ from typing import Any
 
 from benchmarks import (
     _cancel,
+    _channels,
     _cold,
     _large,
     _map,
@@ -50,6 +51,7 @@ SUITES: dict[str, Callable[[int], Iterable[Table]]] = {
     "output": lambda rounds: [_output.measure(max(3, rounds // 5))],
     "talking": lambda rounds: [_talking.measure(max(3, rounds // 5))],
     "streams": lambda rounds: _streams.measure(max(3, rounds // 8)),
+    "channels": lambda rounds: _channels.measure(max(3, rounds // 5)),
     "warm-stall": lambda rounds: [_stall.measure_warm(max(3, rounds // 5))],
     "sync": lambda rounds: _sync.measure(max(3, rounds // 5)),
     "warm-cancel": lambda rounds: _warm_cancel.measure(max(3, rounds // 4)),

@@ -12,6 +12,12 @@ import typing as _typing
 from . import context as context
 from . import from_process as from_process
 from . import to_process as to_process
+from ._channel._create import create_channel as create_channel
+from ._channel._create import create_duplex_channel as create_duplex_channel
+from ._channel._duplex import ChannelStream as ChannelStream
+from ._channel._end import ChannelStatistics as ChannelStatistics
+from ._channel._receive_stream import ChannelReceiveStream as ChannelReceiveStream
+from ._channel._send_stream import ChannelSendStream as ChannelSendStream
 from ._errors import ProcessClosedError as ProcessClosedError
 from ._errors import ProcessDied as ProcessDied
 from ._errors import ProcessError as ProcessError

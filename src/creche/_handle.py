@@ -33,6 +33,7 @@ from ._starter import Claim
 from ._stop_policy import StopPolicy
 from ._stopping import StoppableChild, Stopper
 from ._watcher import Timer
+from ._wire._handing_over import Claims
 from ._wire._outcomes import Call, Failure, Outcome, Value
 
 
@@ -58,7 +59,7 @@ class ProcessHandle(ProcessLife):
         conversation: Conversation,
         output: OutputCapture | None = None,
     ) -> None:
-        super().__init__(process, policy, timeout)
+        super().__init__(process, policy, timeout, Claims(call))
         self.method = method
         self.conversation = conversation
         self.keeps_descriptors = False
@@ -88,7 +89,9 @@ class ProcessHandle(ProcessLife):
         """Begin to start the process; :attr:`launched` tells when that is done.
 
         :raises ProcessStateError: if it was started already
+        :raises anyio.ClosedResourceError: if an argument cannot be handed over
         """
+        self.claims.claim()
         self._advance(Event.START)
         self._maybe_runtime = runtime
         runtime.live.add(self)

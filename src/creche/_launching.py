@@ -44,7 +44,12 @@ def start_child(
     handles = ArgumentHandles(inherited=method == "fork")
     # First, because it is what fails most, and nothing has to be undone then.
     sections: list[Section] = [] if call is None else encode_call(call, process.name, handles)
-    wire, child_end = wire_pair(lines=True)
+    handles.parcels.take()
+    try:
+        wire, child_end = wire_pair(lines=True)
+    except BaseException:
+        handles.parcels.close()
+        raise
     child_lifeline = child_output = None
     try:
         on_wire(wire)
@@ -74,6 +79,7 @@ def start_child(
         output.close()
         raise
     finally:
+        handles.parcels.close()  # the child has its own
         child_end.close()
         if child_output is not None:
             child_output.close()

@@ -8,6 +8,7 @@ from . import _failures
 from ._lifecycle import Event, ProcessState, next_state
 from ._loops import Latch
 from ._stop_policy import StopPolicy
+from ._wire._handing_over import Claims
 from ._wire._outcomes import Failure, Outcome
 
 
@@ -17,12 +18,16 @@ class ProcessLife:
     :param process: the ``multiprocessing`` process object
     :param policy: how it is stopped
     :param timeout: seconds from the start after which it is stopped, or ``None``
+    :param claims: what moves to it
     """
 
-    def __init__(self, process: Any, policy: StopPolicy, timeout: float | None) -> None:
+    def __init__(
+        self, process: Any, policy: StopPolicy, timeout: float | None, claims: Claims
+    ) -> None:
         self.process = process
         self.policy = policy
         self.timeout = timeout
+        self.claims = claims
         self.state = ProcessState.CREATED
         self.pid: int | None = None
         self.exitcode: int | None = None
@@ -66,5 +71,6 @@ class ProcessLife:
         self.state = next_state(self.state, event, self.process.name)
 
     def _set_all_latches(self) -> None:
+        self.claims.release()  # what the process never got
         for latch in (self.launched, self.ready, self.finished, self.gone):
             latch.set()

@@ -57,6 +57,14 @@ def current_task() -> object | None:
     return None if asyncio._get_running_loop() is None else asyncio.current_task()
 
 
+def runs_in_loop() -> bool:
+    """Whether the calling thread runs an event loop, which waits for as long as the caller does."""
+    lowlevel = _trio_lowlevel()
+    if lowlevel is not None and lowlevel.in_trio_run():
+        return True
+    return asyncio._get_running_loop() is not None
+
+
 def _trio_lowlevel() -> Any:
     """``trio.lowlevel``, or ``None`` where Trio is not imported, or another thread is at it."""
     return getattr(sys.modules.get("trio"), "lowlevel", None)

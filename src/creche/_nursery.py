@@ -229,6 +229,7 @@ class ProcessNursery:
         )
         if name is None:
             name_after(process, func)
+        process._handle.claims.claim()  # they are the child's from now on, whenever it starts
         process._started_by_nursery = True
         self._processes[process] = None
         return process

@@ -218,3 +218,36 @@ async def check_sync() -> None:
     assert_type(list(queue), list[float])
     assert_type(await queue.qsize(), int)
     await creche.run_in_process(queue.put_sync, 1.5)
+
+
+async def check_channels() -> None:
+    send, receive = creche.create_channel[int](10)
+    assert_type(send, creche.ChannelSendStream[int])
+    assert_type(receive, creche.ChannelReceiveStream[int])
+    await send.send(1)
+    send.send_nowait(1)
+    send.send_sync(1, timeout=1.5)
+    await send.send("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    assert_type(send.clone(), creche.ChannelSendStream[int])
+    assert_type(await receive.receive(), int)
+    assert_type(receive.receive_nowait(), int)
+    assert_type(receive.receive_sync(timeout=1), int)
+    assert_type(receive.clone(), creche.ChannelReceiveStream[int])
+    assert_type(receive.statistics(), creche.ChannelStatistics)
+    for item in receive:
+        assert_type(item, int)
+    async for item in receive:
+        assert_type(item, int)
+    with send as entered:
+        assert_type(entered, creche.ChannelSendStream[int])
+    async with receive:
+        pass
+    here, there = creche.create_duplex_channel[str]()
+    assert_type(here, creche.ChannelStream[str])
+    assert_type(there.send_stream, creche.ChannelSendStream[str])
+    assert_type(await here.receive(), str)
+    assert_type(there.receive_nowait(), str)
+    async for text in here:
+        assert_type(text, str)
+    for text in there:
+        assert_type(text, str)

@@ -17,6 +17,13 @@ if sys.platform == "linux":
     from ._call_socket import CallReceiver, CallSender, call_sockets
     from ._fresh_memory import fresh_memory
     from ._kept_segments import KeptSegment, keep_segment
+    from ._packet_channel import (
+        PACKET_BYTES,
+        PacketReceiver,
+        PacketSender,
+        Watch,
+        packet_channel,
+    )
     from ._segments import (
         Segment,
         SegmentReader,
@@ -27,6 +34,13 @@ if sys.platform == "linux":
     from ._streams import StreamReader, StreamWriter
 else:
     from ._no_call_sockets import CallReceiver, CallSender, call_sockets
+    from ._no_packet_channel import (
+        PACKET_BYTES,
+        PacketReceiver,
+        PacketSender,
+        Watch,
+        packet_channel,
+    )
     from ._no_segments import (
         KeptSegment,
         Segment,
@@ -89,6 +103,7 @@ __all__ = [
     "DEFAULT_START_METHOD",
     "LONGEST_DEAF_WAIT",
     "LOOPS_CAN_READ",
+    "PACKET_BYTES",
     "STORES_IN_ORDER",
     "WATCHER_TAKES_SOCKETS",
     "CallReceiver",
@@ -100,6 +115,8 @@ __all__ = [
     "Lifeline",
     "OutputReceiver",
     "OutputSender",
+    "PacketReceiver",
+    "PacketSender",
     "ParentWire",
     "Poller",
     "Segment",
@@ -110,6 +127,7 @@ __all__ = [
     "SignalThread",
     "StreamReader",
     "StreamWriter",
+    "Watch",
     "call_sockets",
     "default_stop_request",
     "die_as_terminated",
@@ -125,6 +143,7 @@ __all__ = [
     "on_missed_stop_request",
     "on_stop_request",
     "output_pipe",
+    "packet_channel",
     "raise_in_main_thread",
     "segment_sockets",
     "take_back",

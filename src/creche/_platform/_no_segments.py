@@ -101,6 +101,12 @@ class SegmentSocket:
     def receive(self) -> int:
         raise NotImplementedError
 
+    def send_all(self, descriptors: Sequence[int]) -> None:
+        raise NotImplementedError
+
+    def receive_all(self) -> list[int]:
+        raise NotImplementedError
+
     def open_stream(self, pieces: Sequence[Buffer], *, patient: bool) -> StreamWriter:
         raise NotImplementedError
 

@@ -28,6 +28,9 @@ from ._streams import StreamReader, StreamWriter, open_stream
 # writev(2) takes no more pieces at once.
 _MAX_PIECES = 1024
 
+# sendmsg(2) takes no more descriptors at once (SCM_MAX_FD).
+MAX_TOGETHER = 253
+
 
 class Segment:
     """Owns the descriptor of a segment that is written once, and read once."""
@@ -125,6 +128,25 @@ class SegmentSocket:
             raise EOFError("no descriptor came with the message that announced it")
         os.set_inheritable(descriptors[0], False)
         return descriptors[0]
+
+    def send_all(self, descriptors: Sequence[int]) -> None:
+        """Send some descriptors together, which stay open here.
+
+        :raises OSError: if nobody is there to receive them, or they are too many
+        """
+        socket.send_fds(self._socket, [b"h"], descriptors)
+
+    def receive_all(self) -> list[int]:
+        """Receive descriptors that were sent together.
+
+        :raises EOFError: if there are none
+        """
+        _, descriptors, _, _ = socket.recv_fds(self._socket, 1, MAX_TOGETHER)
+        if not descriptors:
+            raise EOFError("no descriptors came with the message that announced them")
+        for descriptor in descriptors:
+            os.set_inheritable(descriptor, False)
+        return list(descriptors)
 
     def open_stream(self, pieces: Sequence[Buffer], *, patient: bool) -> StreamWriter:
         """Open a stream for a payload, and send the other end of it.

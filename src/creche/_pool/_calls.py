@@ -82,12 +82,25 @@ class PoolCall:
         return self.state is CallState.DONE
 
     def message(self) -> bytes | None:
-        """Return the call as one message; ``None`` if it is too large for that."""
+        """Return the call as one message; ``None`` if it is too large for that, or more than bytes
+        move with it."""
+        if self.payload.handles is not None:
+            return None
         flags, pieces = inline(self.payload.sections)
         size = len(pieces[0]) if len(pieces) == 1 else size_of(pieces)
         if size > INLINE_BYTES:
             return None
         return pack_call(self.kind, flags, self.number, size) + b"".join(pieces)
+
+    def received(self) -> None:
+        """The worker has got what moves with the call."""
+        self.close_payload()
+
+    def close_payload(self) -> None:
+        """Close our copies of what moves with the call, which no worker will need any more."""
+        payload = getattr(self, "payload", None)
+        if payload is not None:
+            payload.close()
 
     def sent(self) -> None:
         """The call is on its way to a worker."""
@@ -123,6 +136,7 @@ class PoolCall:
         if self.state is not CallState.DONE:
             self.state = CallState.DONE
             self.outcome = outcome
+            self.close_payload()
             del self.payload
             self.on_done()
 

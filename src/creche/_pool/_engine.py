@@ -22,8 +22,9 @@ from .._process import AsyncProcess
 from .._runtime import runtime
 from .._start_methods import preload_in_server
 from .._wire._context import CallInContext
+from .._wire._handing_over import lend_all
 from .._wire._outcomes import Failure, Outcome, Value, cannot_pickle_call
-from .._wire._payloads import Payload, Serializer, TooHeavyError, dump, dumps_plain, is_plain
+from .._wire._payloads import Payload, Serializer, TooHeavyError, dump_call, dumps_plain, is_plain
 from ._calls import PoolCall
 from ._channel import WorkerChannel, driver_for
 from ._options import PoolOptions
@@ -55,7 +56,8 @@ class PoolEngine:
         self._driver = driver_for(self.loop, self._runtime.watcher)
         self._worker_numbers = itertools.count(1)
         self._calls: set[PoolCall] = set()
-        self._setup: tuple[Any, ...] = (options.initializer, options.initargs, options.finalizer)
+        initargs, self._lent = lend_all(options.initargs)
+        self._setup: tuple[Any, ...] = (options.initializer, initargs, options.finalizer)
         if options.serializer is not None:
             self._setup = (self._pickle_setup(options.serializer),)
         self.scheduler.grow()
@@ -96,6 +98,7 @@ class PoolEngine:
     def forget(self, call: PoolCall) -> None:
         """Nobody waits for the call any more."""
         self._calls.discard(call)
+        call.close_payload()
         if self.scheduler.on_change is not None:
             self.scheduler.on_change()
 
@@ -126,7 +129,7 @@ class PoolEngine:
         """
         call = func, args
         try:
-            return dump(call, self.options.serializer, light=True)
+            return dump_call(call, self.options.serializer, light=True)
         except TooHeavyError:
             pickled = await self._pickle_in_thread(call)
         except BaseException as error:
@@ -176,12 +179,16 @@ class PoolEngine:
 
     async def close(self) -> None:
         """Let the workers, which have nothing to do, end; wait until they are gone."""
+        for lent in self._lent:
+            lent.close()
         self.scheduler.workforce.retire_all()
         await self.wait_gone()
 
     def stop(self) -> None:
         """Stop whatever there is."""
         self.closed = True
+        for lent in self._lent:
+            lent.close()
         self.scheduler.workforce.stop_all()
         error = ProcessClosedError(
             f"pool {self.options.name!r} was closed before the call had ended"
@@ -208,6 +215,8 @@ class PoolEngine:
         try:
             return serializer.dumps(self._setup)
         except BaseException as error:
+            for lent in self._lent:
+                lent.close()
             raise SerializationError(
                 f"cannot open {self.options.name!r}: its serializer cannot pickle initializer,"
                 f" initargs and finalizer ({type(error).__name__}: {error})"
@@ -218,7 +227,7 @@ class PoolEngine:
         result: Outcome | None = None
 
         def work() -> Outcome:
-            return dump_outcome(call, self.options)
+            return outcome_of(lambda: dump_call(call, self.options.serializer))
 
         def then(_owner: object, pickled: Outcome) -> None:
             nonlocal result
@@ -275,9 +284,9 @@ class PoolEngine:
         return worker
 
 
-def dump_outcome(call: object, options: PoolOptions) -> Outcome:
-    """Pickle a call, in a thread: what becomes of it is told, not raised."""
+def outcome_of(pickle: Callable[[], Payload]) -> Outcome:
+    """Pickle something, in a thread: what becomes of it is told, not raised."""
     try:
-        return Value(dump(call, options.serializer))
+        return Value(pickle())
     except BaseException as error:
         return Failure(error)

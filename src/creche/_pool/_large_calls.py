@@ -1,4 +1,4 @@
-"""Calls that are too large for one message."""
+"""Calls that are too large for one message, or with which descriptors move."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from .._platform import KeptSegment, Segment, StreamWriter
 from .._wire._messages import (
+    HANDLES,
     INLINE_BYTES,
     STREAM,
     inline,
@@ -36,6 +37,7 @@ class LargeCallSender:
         self._jobs = jobs
         self._on_failed = on_failed
         self._unsent = False
+        self._flags = 0
         self._stream: StreamWriter | None = None  # that the call travels through
         self._waits_for_worker = False
 
@@ -45,7 +47,13 @@ class LargeCallSender:
         size = sum(map(size_of, sections))
         self.call = call
         self._unsent = True
+        self._flags = 0
         port = self._channel.segments
+        if call.payload.handles is not None:
+            if port is None or not port.send_handles(call.payload.handles.descriptors):
+                self.call = None
+                return False
+            self._flags = HANDLES
         if size <= INLINE_BYTES or port is None:
             begun = self._send_inline(call)
         elif is_for_stream(sections, size):
@@ -59,16 +67,26 @@ class LargeCallSender:
             self.call = None
         return begun
 
-    def withdraw(self, call: PoolCall) -> bool:
-        """Send nothing more of a call; return whether nothing of it has been sent yet."""
+    def withdraw(self, call: PoolCall, *, worker_gone: bool = False) -> bool:
+        """Send nothing more of a call; return whether nothing of it has been sent yet.
+
+        :param worker_gone: whether nobody is left to receive what was sent
+        """
         if self.call is not call:
             return False
         self._close_stream()
         if not self._unsent:
             return False
+        if self._flags and not worker_gone:  # the descriptors are on their way
+            return False
         self.call = None
         self._jobs.abandon(call)
         return True
+
+    def received(self) -> None:
+        """The worker says that it has received the call, with the descriptors."""
+        if self.call is not None:
+            self.call.received()
 
     def done(self, call: PoolCall) -> None:
         """The worker is done with a call."""
@@ -100,7 +118,7 @@ class LargeCallSender:
         except OSError:  # nobody is there to receive it
             return False
         table = table_of(call.payload.sections)
-        header = pack_call(call.kind, flags, call.number, len(table))
+        header = pack_call(call.kind, flags | self._flags, call.number, len(table))
         return self._sent(self._channel.send(header + table))
 
     def _send_stream(self, call: PoolCall, port: SegmentPort) -> bool:
@@ -110,7 +128,7 @@ class LargeCallSender:
         except OSError:  # no descriptors left, or nobody is there, which the wire will find out
             return self._send_inline(call)
         table = table_of(sections)
-        header = pack_call(call.kind, STREAM, call.number, len(table))
+        header = pack_call(call.kind, STREAM | self._flags, call.number, len(table))
         if not self._sent(self._channel.send(header + table)):
             self._close_stream()
             return False
@@ -145,7 +163,7 @@ class LargeCallSender:
 
     def _send_inline(self, call: PoolCall) -> bool:
         flags, pieces = inline(call.payload.sections)
-        header = pack_call(call.kind, flags, call.number, size_of(pieces))
+        header = pack_call(call.kind, flags | self._flags, call.number, size_of(pieces))
         return self._sent(self._channel.send_large(header, pieces))
 
     def _sent(self, succeeded: bool) -> bool:

@@ -15,11 +15,11 @@ from .._errors import ProcessClosedError
 from .._loops import Waiter, waiter_in
 from .._wire._messages import size_of
 from .._wire._outcomes import Failure, Outcome, Value, cannot_pickle_call
-from .._wire._payloads import TooHeavyError, dump
+from .._wire._payloads import Payload, TooHeavyError, dump_chunk
 from ._chunk_size import ChunkSize
 from ._chunks import Chunk, Part
 from ._deadlines import Deadlines
-from ._engine import PoolEngine, dump_outcome
+from ._engine import PoolEngine, outcome_of
 from ._map_input import MapInput
 from ._worker import Worker
 
@@ -264,10 +264,14 @@ class MapRun:
         self._chunks.add(chunk)
         options = self.engine.options
         call = (self._func, self._star, self._sizes.budget, chunk.items)
+
+        def pickle(*, light: bool = False) -> Payload:
+            return dump_chunk(self._func, chunk.items, call, options.serializer, light=light)
+
         try:
-            payload = dump(call, options.serializer, light=True)
+            payload = pickle(light=True)
         except TooHeavyError:
-            self.engine.jobs.run(chunk, lambda: dump_outcome(call, options), self._on_pickled)
+            self.engine.jobs.run(chunk, lambda: outcome_of(pickle), self._on_pickled)
         except BaseException as error:
             self._on_pickled(chunk, Failure(error))
         else:

@@ -17,8 +17,10 @@ from .._platform import (
 )
 from .._stop_request import StopListener, StopRequested
 from .._wire._framing import Buffer, FrameKind, Section
+from .._wire._handing_over import received_with_call
 from .._wire._messages import (
     CALL_HEADER_BYTES,
+    HANDLES,
     HEAVY,
     INLINE_BYTES,
     KEEP,
@@ -85,6 +87,15 @@ class PoolConnection:
 
     def receive_large(self, flags: int, payload: memoryview | bytes, size: int) -> Any:
         """Receive the rest of a call, of which the payload has ``size`` bytes; unpickle it."""
+        if not flags & HANDLES:
+            return self._receive_large(flags, payload, size)
+        assert self._segments is not None
+        with received_with_call(self._segments.receive_handles()):
+            call = self._receive_large(flags & ~HANDLES, payload, size)
+        self.send_empty(FrameKind.RUNNING)
+        return call
+
+    def _receive_large(self, flags: int, payload: memoryview | bytes, size: int) -> Any:
         pieces: list[Buffer] = [bytes(payload)] if payload else []
         missing = size - len(payload)
         while missing:

@@ -99,6 +99,21 @@ class SegmentPort:
         self._is_new = False
         return SEGMENT | KEEP
 
+    def send_handles(self, descriptors: Sequence[int]) -> bool:
+        """Send descriptors that move with a call; return whether that could be done."""
+        try:
+            self._socket.send_all(descriptors)
+        except OSError:  # nobody is there, or too many are on their way
+            return False
+        return True
+
+    def receive_handles(self) -> list[int]:
+        """Receive the descriptors that move with a call.
+
+        :raises EOFError: if there are none
+        """
+        return self._socket.receive_all()
+
     def open_stream(self, sections: Sequence[Section]) -> StreamWriter:
         """Open a stream for a payload, and send the peer the other end.
 

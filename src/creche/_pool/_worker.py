@@ -8,7 +8,6 @@ from collections import deque
 from typing import Any, Protocol
 
 from .. import _failures
-from .._errors import ProcessDied, WorkerMemoryError
 from .._loops import EventLoop, post
 from .._process import AsyncProcess
 from .._stop_policy import StopPolicy
@@ -27,6 +26,7 @@ from .._wire._outcomes import Failure, Outcome, Value, cannot_unpickle, decode
 from .._wire._payloads import load, loader
 from ._calls import CallState, PoolCall, Unbegun, Undecodable
 from ._channel import WorkerChannel
+from ._deaths import death_of
 from ._large_calls import LargeCallSender
 from ._options import PoolOptions
 from ._segment_payloads import ReceivedPayload, is_long_copy
@@ -233,6 +233,8 @@ class Worker:
                     self._on_ready()
                 elif self.calls and message[0] == FrameKind.PROGRESS:
                     self.calls[0].report(message[4])
+                elif message[0] == FrameKind.RUNNING:
+                    self._large_calls.received()
                 elif self.calls:
                     self._on_answer(message)
         except BaseException:
@@ -370,7 +372,7 @@ class Worker:
         self.channel.close()
         self.state = WorkerState.GONE
         running, self.calls = list(self.calls), deque()
-        if running and self._large_calls.withdraw(running[0]):
+        if running and self._large_calls.withdraw(running[0], worker_gone=True):
             call = running.pop()
             if not call.done:
                 call.state = CallState.QUEUED
@@ -382,20 +384,7 @@ class Worker:
 
     def _death(self) -> BaseException:
         """Say why a call that ran has no outcome."""
-        handle, name, limit = self.handle, self.process.name, self._options.memory_limit
         if self._garbage is not None:
-            return _failures.wrote_garbage(name, handle.pid, self._garbage)
-        if handle.stuck and not handle.finished.is_set():
-            return _failures.killed_in_vain(name, handle.pid, handle.policy.kill_timeout)
-        error = handle.outcome.exception if isinstance(handle.outcome, Failure) else None
-        if limit is not None and isinstance(error, MemoryError):
-            return WorkerMemoryError(limit)
-        if error is not None and not isinstance(error, ProcessDied):
-            return error
-        details = [error.detail] if error is not None and error.detail else []
-        if self.channel.cut_off or self._streamed.cut_off:
-            details.append("it died while sending its result")
-        if limit is not None:
-            details.append(f"it had a memory_limit of {limit} bytes")
-        exitcode = handle.exitcode if error is None else error.exitcode
-        return ProcessDied(exitcode, name=name, pid=handle.pid, detail=", and ".join(details))
+            return _failures.wrote_garbage(self.process.name, self.handle.pid, self._garbage)
+        cut_off = self.channel.cut_off or self._streamed.cut_off
+        return death_of(self.handle, cut_off=cut_off, limit=self._options.memory_limit)

@@ -47,6 +47,9 @@ KEPT = 64
 """The payload lies in the shared memory that was to be kept."""
 STREAM = 128
 """The payload follows through a stream."""
+HANDLES = 8
+"""Descriptors come with the call, which the worker says that it has received. (Of a call; of an
+answer it is :data:`LAST`.)"""
 
 
 # Which of the numbers that a worker shares with its pool tells what.

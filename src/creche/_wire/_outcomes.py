@@ -292,8 +292,10 @@ def _find_unpicklable(call: Call) -> str | None:
     parts += [(f"argument {i}", arg) for i, arg in enumerate(call.args, start=1)]
     parts += [(f"keyword argument {key!r}", arg) for key, arg in call.kwargs.items()]
     for what, part in parts:
+        handles = ArgumentHandles()
         try:
-            dumps(part, ArgumentHandles())
+            dumps(part, handles)
+            handles.parcels.give_back()
         except BaseException:
             return f"{what}, {_short_repr(part)},"
     return None

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from .._multiprocessing import reduction
 from ._framing import Buffer, Section
+from ._handing_over import CallHandles, carrying
 from ._pickling import loads as _loads
 
 # An object that takes more writes than that to pickle, of 64 KiB each, is large. What is written
@@ -41,6 +42,13 @@ class Payload:
 
     sections: list[Section]
     heavy: bool
+    handles: CallHandles | None = None
+    """What moves to the worker with a call."""
+
+    def close(self) -> None:
+        """The call has been received, or never will be: close our copies of what moves with it."""
+        if self.handles is not None:
+            self.handles.parcels.close()
 
 
 _REDUCERS: Any = ChainMap(reduction.ForkingPickler._extra_reducers, copyreg.dispatch_table)
@@ -88,6 +96,67 @@ def dump(obj: object, serializer: Serializer | None, *, light: bool = False) -> 
     if buffers:
         sections.extend([buffer.raw()] for buffer in buffers)
     return Payload(sections, heavy=len(writer.pieces) > _LIGHT_PIECES)
+
+
+def dump_call(call: object, serializer: Serializer | None, *, light: bool = False) -> Payload:
+    """Pickle a call, as :func:`dump` does, with what moves to its worker."""
+    return _dump_with_handles(call, serializer, light, lambda _handles: None)
+
+
+def dump_chunk(
+    func: object,
+    items: Sequence[object],
+    call: object,
+    serializer: Serializer | None,
+    *,
+    light: bool = False,
+) -> Payload:
+    """Pickle a call for some items of a map, as :func:`dump` does.
+
+    An item with which something moves travels alone: it can be sent once, and what a worker gives
+    back is sent again.
+
+    :param func: what is called for each
+    :param call: all that is to be pickled
+    :raises ValueError: if something moves with the function, or with one of several items
+    """
+
+    def check(handles: CallHandles) -> None:
+        if len(items) > 1:
+            raise ValueError("an item with which something moves travels alone")
+        of_func = CallHandles()
+        with carrying(of_func):
+            dump(func, serializer)
+        moves = bool(of_func.parcels)
+        of_func.parcels.give_back()
+        if moves:
+            raise ValueError(
+                "what moves to another process cannot move with the function of a map, which is"
+                " sent again and again: let the items have it, or the pool's initargs"
+            )
+
+    return _dump_with_handles(call, serializer, light, check)
+
+
+def _dump_with_handles(
+    call: object,
+    serializer: Serializer | None,
+    light: bool,
+    check: Callable[[CallHandles], None],
+) -> Payload:
+    handles = CallHandles()
+    try:
+        with carrying(handles):
+            payload = dump(call, serializer, light=light)
+        if handles.parcels:
+            check(handles)
+    except BaseException:
+        handles.parcels.give_back()
+        raise
+    if handles.parcels:
+        handles.parcels.take()
+        payload.handles = handles
+    return payload
 
 
 def is_plain(objects: Sequence[object]) -> bool:

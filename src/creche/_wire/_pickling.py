@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import mmap
 import pickle
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ from typing import Any
 
 from .._multiprocessing import context, reduction, synchronize
 from ._framing import Buffer, Section
+from ._handing_over import Parcel, Parcels
 
 # Small enough that a copy into fresh memory (2 GB/s at worst) takes a fraction of a millisecond.
 PIECE_BYTES = 256 * 1024
@@ -54,10 +56,18 @@ class ArgumentHandles:
     def __init__(self, *, inherited: bool = False) -> None:
         self.descriptors: list[int] = []
         self.objects: list[object] | None = [] if inherited else None
+        self.parcels = Parcels()
+        """What moves to the child."""
+        if inherited:
+            self.parcels.fork_thread = threading.get_ident()
 
     def duplicate_for_child(self, descriptor: int) -> _ReceivedDescriptor:
         self.descriptors.append(descriptor)
         return _ReceivedDescriptor(len(self.descriptors) - 1)
+
+    def carry(self, parcel: Parcel) -> None:
+        """Have a parcel go to the child."""
+        self.parcels.add(parcel)
 
 
 class _ReceivedDescriptor:
@@ -186,6 +196,10 @@ def dumps(obj: object, handles: ArgumentHandles | None = None) -> list[Section]:
     context.set_spawning_popen(handles)
     try:
         pickler.dump(obj)
+    except BaseException:
+        if handles is not None:
+            handles.parcels.give_back()
+        raise
     finally:
         context.set_spawning_popen(outer)
     raw: list[Section] = [[buffer.raw()] for buffer in buffers]

@@ -1,0 +1,1 @@
+"""Channels between processes: streams of objects, of which any process can hold an end."""

@@ -1,0 +1,308 @@
+"""What is the same for both kinds of ends."""
+
+from __future__ import annotations
+
+import enum
+import math
+import time
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import anyio
+import anyio.lowlevel
+
+from .._errors import ProcessStateError
+from .._loops import EventLoop, current_loop, runs_in_loop
+from .._wire._handing_over import Lent, Movable, Parcel, close_in_forks
+from ._passing import send_along
+from ._waiting import LoopWait, ThreadWait, Transport
+
+T = TypeVar("T")
+
+CHECKPOINT_SECONDS = 0.001
+"""An end that need not wait lets other tasks run, and looks whether its own is cancelled, so often.
+"""
+
+
+class EndState(enum.Enum):
+    OPEN = "open"
+    CLOSED = "closed"
+    CLAIMED = "claimed"  # by a call that is about to be made
+    MOVED = "moved"
+    FORKED = "forked"
+
+
+_REASONS = {
+    EndState.CLOSED: "was closed",
+    EndState.CLAIMED: "was handed over to another process; clone() it before to keep one here",
+    EndState.MOVED: "was handed over to another process; clone() it before to keep one here",
+    EndState.FORKED: "belongs to the process that this one is a fork of, which can hand it over as"
+    " an argument of a call",
+}
+
+
+@dataclass(frozen=True)
+class ChannelStatistics:
+    """How things are with a channel just now."""
+
+    max_buffer_size: int
+    """How many items the buffer can hold."""
+
+    current_buffer_used: int
+    """How many it holds."""
+
+    open_send_streams: int
+    """How many ends there are that send, in all processes and on their way between them."""
+
+    open_receive_streams: int
+    """How many ends there are that receive."""
+
+
+class ChannelEnd(Movable):
+    """One end of a channel, in this process."""
+
+    _transport_type: Any
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport: Any = transport
+        self._state = EndState.OPEN
+        self._checkpoint_at = -math.inf
+        self._loop_waits: dict[EventLoop, LoopWait] = {}
+        self._thread_wait: ThreadWait | None = None
+        close_in_forks(self)
+
+    # --- public -----------------------------------------------------------------------------------
+
+    def statistics(self) -> ChannelStatistics:
+        """Return how things are with the channel just now.
+
+        :raises anyio.ClosedResourceError: if this end is closed, or was handed over
+        """
+        transport = self._open_transport()
+        try:
+            senders, receivers = transport.open_ends()
+            return ChannelStatistics(
+                transport.max_buffer_size, transport.in_flight(), senders, receivers
+            )
+        except ValueError:
+            raise self._closed_error() from None
+
+    def close(self) -> None:
+        """Close this end. Tasks and threads that wait for it get ``ClosedResourceError``.
+
+        Without effect on one that is closed, or was handed over.
+        """
+        if self._state is EndState.OPEN:
+            self._close(EndState.CLOSED)
+
+    async def aclose(self) -> None:
+        """Close this end, as :meth:`close`. A checkpoint."""
+        self.close()
+        await anyio.lowlevel.checkpoint()
+
+    # --- moving -----------------------------------------------------------------------------------
+
+    def claim(self) -> None:
+        self._open_transport()
+        self._set(EndState.CLAIMED)
+        self._transport.wake()
+
+    def unclaim(self) -> None:
+        if self._state is EndState.CLAIMED:
+            self._set(EndState.OPEN)
+
+    def release(self) -> None:
+        if self._state is EndState.CLAIMED:
+            self._close(EndState.MOVED)
+
+    def lend(self) -> LentEnd:
+        return LentEnd(type(self), self._move())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._state is not EndState.CLAIMED:
+            self._open_transport()
+        handle = send_along(_EndParcel(self))
+        return _rebuild, (type(self), self._transport.pack_up(handle))
+
+    def close_in_fork(self) -> None:
+        if self._state in (EndState.OPEN, EndState.CLAIMED):
+            self._set(EndState.FORKED)
+            self._transport.forget()
+        for wait in self._loop_waits.values():
+            wait.forget()
+        if self._thread_wait is not None:
+            self._thread_wait.forget()
+
+    def _move(self) -> Transport:
+        transport: Transport = self._transport
+        self._set(EndState.MOVED)
+        self._end_waits()
+        return transport
+
+    # --- inner workings ---------------------------------------------------------------------------
+
+    def _open_transport(self) -> Any:
+        if self._state is not EndState.OPEN:
+            raise self._closed_error()
+        return self._transport
+
+    def _closed_error(self) -> anyio.ClosedResourceError:
+        state = EndState.CLOSED if self._state is EndState.OPEN else self._state
+        return anyio.ClosedResourceError(f"this end of the channel {_REASONS[state]}")
+
+    async def _checkpoint(self) -> None:
+        await anyio.lowlevel.checkpoint()
+        self._checkpoint_at = time.perf_counter() + CHECKPOINT_SECONDS
+
+    async def _wait_in_loop(self) -> None:
+        """Wait until it may be worth while to try again."""
+        loop = current_loop()
+        wait = self._loop_waits.get(loop)
+        if wait is None:
+            for other in list(self._loop_waits.values()):
+                if other.unused:  # of a loop that has ended, perhaps
+                    del self._loop_waits[other.loop]
+                    other.end_from_anywhere()
+            try:
+                wait = self._loop_waits[loop] = LoopWait(loop, self._open_transport())
+            except ValueError:
+                raise self._closed_error() from None
+        await wait.wait()
+        self._checkpoint_at = time.perf_counter() + CHECKPOINT_SECONDS
+
+    def _wait_in_thread(self, attempt: Callable[[], T | None], timeout: float | None) -> T | None:
+        """Try until something comes of it; ``None`` when the time is over."""
+        try:
+            if self._thread_wait is None:
+                self._thread_wait = ThreadWait(self._open_transport())
+            return self._thread_wait.wait(attempt, timeout)
+        except ValueError:
+            raise self._closed_error() from None
+
+    def _clone_transport(self) -> Any:
+        try:
+            return self._open_transport().clone()
+        except ValueError:
+            raise self._closed_error() from None
+
+    def _close(self, state: EndState) -> None:
+        self._set(state)
+        self._transport.close()
+        self._end_waits()
+
+    def _end_waits(self) -> None:
+        self._transport.wake()
+        loop_waits, self._loop_waits = self._loop_waits, {}
+        for loop_wait in loop_waits.values():
+            loop_wait.end_from_anywhere()
+        thread_wait, self._thread_wait = self._thread_wait, None
+        if thread_wait is not None:
+            thread_wait.end()
+
+    def _set(self, state: EndState) -> None:
+        self._state = state
+        self._update()
+
+    @abstractmethod
+    def _update(self) -> None:
+        """The state has changed."""
+
+    def _raise_closed(self, *_args: Any) -> Any:
+        raise self._closed_error()
+
+    def __del__(self) -> None:
+        state = getattr(self, "_state", None)
+        if state is EndState.OPEN:
+            warnings.warn(f"Unclosed {self!r}", ResourceWarning, stacklevel=1, source=self)
+            self._close(EndState.CLOSED)
+        elif state is EndState.CLAIMED:
+            self.release()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} ({self._state.value}) at {id(self):#x}>"
+
+
+class _TransportParcel(Parcel):
+    """What is left of an end, on its way."""
+
+    def __init__(self, transport: Transport | None) -> None:
+        self._transport = transport
+
+    def take(self) -> None:
+        """Nobody else has it."""
+
+    def give_back(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            transport.close()
+
+    def close_in_fork(self) -> None:
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            transport.forget()
+
+
+class _EndParcel(_TransportParcel):
+    """An end on its way."""
+
+    def __init__(self, end: ChannelEnd) -> None:
+        super().__init__(None)
+        self._end: ChannelEnd | None = end
+
+    def take(self) -> None:
+        end, self._end = self._end, None
+        if end is not None:
+            self._transport = end._move()
+
+    def give_back(self) -> None:
+        self._end = None
+
+
+class LentEnd(Lent):
+    """An end that many processes get a clone of."""
+
+    def __init__(self, cls: Any, transport: Transport) -> None:
+        self._cls = cls
+        self._transport = transport
+        close_in_forks(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        clone = self._transport.clone()
+        parcel = _TransportParcel(clone)
+        try:
+            return _rebuild, (self._cls, clone.pack_up(send_along(parcel)))
+        except BaseException:
+            parcel.give_back()
+            raise
+
+    def close(self) -> None:
+        self._transport.close()
+
+    def close_in_fork(self) -> None:
+        self._transport.forget()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _rebuild(cls: Any, packed: tuple[Any, ...]) -> Any:
+    sock, page, *rest = packed
+    return cls(cls._transport_type.rebuild(sock.detach(), page.detach(), *rest))
+
+
+def check_not_in_loop(method: str, instead: str) -> None:
+    """Check that the calling thread may wait.
+
+    :raises ProcessStateError: if it runs an event loop, which would wait with it
+    """
+    if runs_in_loop():
+        raise ProcessStateError(
+            f"{method}() was called in a thread that runs an event loop, which it would hold up:"
+            f" use `await {instead}()` there"
+        )

@@ -1,0 +1,233 @@
+"""The end of a channel that receives."""
+
+from __future__ import annotations
+
+import pickle
+import time
+from collections import deque
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, TypeVar
+
+import anyio
+from anyio import get_cancelled_exc_class
+from anyio.abc import ObjectReceiveStream
+
+from .._durations import check_timeout
+from .._platform import PacketReceiver, Segment
+from ._end import CHECKPOINT_SECONDS, ChannelEnd, EndState, check_not_in_loop
+from ._items import ReceivedItem, load_other, load_packet
+from ._waiting import ThreadJob
+
+T_co = TypeVar("T_co", covariant=True)
+
+Packet = bytes | tuple[bytes, Segment] | ThreadJob | None
+"""What there is to be received: an item, the end (``b""``), or nothing just now."""
+
+_clock = time.perf_counter
+_loads = pickle.loads
+
+
+class ChannelReceiveStream(ChannelEnd, ObjectReceiveStream[T_co]):
+    """The end of a channel that receives; made by :class:`create_channel`.
+
+    Any number of tasks and threads may use it. It has an async face (:meth:`receive`, ``async
+    for``, ``async with``) and a sync one for code without an event loop (:meth:`receive_sync`,
+    ``for``, ``with``).
+    """
+
+    _transport_type = PacketReceiver
+
+    def __init__(self, transport: Any) -> None:
+        super().__init__(transport)
+        # Items that were received, and are being unpickled, for tasks that were cancelled.
+        self._unclaimed: deque[ThreadJob] = deque()
+        self._used_in_thread = False
+        self._take: Callable[[], Packet] = transport.receive
+
+    async def receive(self) -> T_co:
+        """Return the next item. Each item goes to one receiving end.
+
+        Waits as long as there is none. Cancellation never loses an item: what one that is cancelled
+        has not returned stays in the channel. (A large item that is being unpickled just then is
+        returned nevertheless, or stays with this end, for the next call.)
+
+        :raises anyio.EndOfStream: if there is none, and no sending end is left, in no process
+        :raises SerializationError: if the item cannot be unpickled; the next one may be
+        :raises anyio.ClosedResourceError: if this end is closed, or was handed over
+        """
+        if _clock() >= self._checkpoint_at:
+            await self._checkpoint()
+        try:
+            packet = self._take()
+        except ValueError:
+            raise self._closed_error() from None
+        if packet.__class__ is bytes and packet:
+            try:
+                return _loads(packet)  # type: ignore[no-any-return]
+            except Exception as error:
+                return load_other(packet, error)  # type: ignore[no-any-return]
+        return await self._receive_other(packet)  # type: ignore[no-any-return]
+
+    async def __anext__(self) -> T_co:
+        # All of receive() again: with small items, a coroutine more takes its time.
+        if _clock() >= self._checkpoint_at:
+            await self._checkpoint()
+        try:
+            packet = self._take()
+        except ValueError:
+            raise self._closed_error() from None
+        if packet.__class__ is bytes and packet:
+            try:
+                return _loads(packet)  # type: ignore[no-any-return]
+            except Exception as error:
+                return load_other(packet, error)  # type: ignore[no-any-return]
+        try:
+            return await self._receive_other(packet)  # type: ignore[no-any-return]
+        except anyio.EndOfStream:
+            raise StopAsyncIteration from None
+
+    def receive_nowait(self) -> T_co:
+        """Return the next item, if there is one.
+
+        An item of many megabytes holds up the event loop for the time that copying it takes.
+
+        :raises anyio.WouldBlock: if there is none just now
+        :raises Exception: all that :meth:`receive` raises
+        """
+        received = self._received(self._try())
+        if received is None:
+            raise anyio.WouldBlock
+        return self._load(received)  # type: ignore[no-any-return]
+
+    def receive_sync(self, timeout: float | None = None) -> T_co:
+        """Return the next item, in code without an event loop; the thread waits for it.
+
+        When its process is asked to stop, a wait in the main thread is broken off, with nothing
+        received.
+
+        :param timeout: seconds to wait at most
+        :raises TimeoutError: if that was not enough
+        :raises ProcessStateError: if the calling thread runs an event loop, which it would hold up
+        :raises Exception: all that :meth:`receive` raises
+        """
+        if not self._used_in_thread:
+            self._check_not_in_loop()
+        try:
+            packet = self._take()
+        except ValueError:
+            raise self._closed_error() from None
+        if packet.__class__ is bytes and packet:
+            try:
+                return _loads(packet)  # type: ignore[no-any-return]
+            except Exception as error:
+                return load_other(packet, error)  # type: ignore[no-any-return]
+        return self._receive_other_sync(packet, timeout)  # type: ignore[no-any-return]
+
+    def clone(self) -> ChannelReceiveStream[T_co]:
+        """Return another receiving end of the same channel; each item goes to one of them.
+
+        Each is closed, or handed over, on its own: the sending ends find the channel broken when
+        the last one is gone.
+
+        :raises anyio.ClosedResourceError: if this end is closed, or was handed over
+        :raises OSError: if there are no descriptors left, or the channel has 512 receiving ends
+        """
+        return ChannelReceiveStream(self._clone_transport())
+
+    def __iter__(self) -> ChannelReceiveStream[T_co]:
+        return self
+
+    def __next__(self) -> T_co:
+        try:
+            return self.receive_sync()
+        except anyio.EndOfStream:
+            raise StopIteration from None
+
+    def __enter__(self) -> ChannelReceiveStream[T_co]:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # --- inner workings ---------------------------------------------------------------------------
+
+    async def _receive_other(self, packet: Packet) -> Any:
+        while (received := self._received(packet)) is None:
+            await self._wait_in_loop()
+            packet = self._try()
+        return await self._load_apart(received)
+
+    def _receive_other_sync(self, packet: Packet, timeout: float | None) -> Any:
+        seconds = check_timeout(timeout)
+        if packet is None:
+            self._check_not_in_loop()
+            waited: Any = self._wait_in_thread(self._try, seconds)
+            packet = waited
+        received = self._received(packet)
+        if received is None:
+            raise TimeoutError(f"no item came in {seconds:g} seconds")
+        return self._load(received)
+
+    def _check_not_in_loop(self) -> None:
+        check_not_in_loop("receive_sync", "receive")
+        self._used_in_thread = True
+
+    def _try(self) -> Packet:
+        try:
+            return self._take()
+        except ValueError:
+            raise self._closed_error() from None
+
+    def _received(self, packet: Packet) -> bytes | ReceivedItem | ThreadJob | None:
+        """Say what was received; ``None`` if there is nothing just now."""
+        if packet is None or isinstance(packet, ThreadJob):
+            return packet
+        if type(packet) is tuple:
+            return ReceivedItem(*packet)
+        if not packet:
+            raise anyio.EndOfStream
+        return packet  # type: ignore[return-value]
+
+    def _take_unclaimed(self) -> Packet:
+        job = self._unclaimed.popleft()
+        self._update()
+        return job
+
+    def _update(self) -> None:
+        if self._state is not EndState.OPEN:
+            self._take = self._raise_closed
+        elif self._unclaimed:
+            self._take = self._take_unclaimed
+        else:
+            self._take = self._transport.receive
+
+    def _load(self, packet: bytes | ReceivedItem | ThreadJob) -> Any:
+        if isinstance(packet, bytes):
+            return load_packet(packet)
+        if isinstance(packet, ReceivedItem):
+            return packet.load()
+        return packet.result_in_thread()
+
+    async def _load_apart(self, packet: bytes | ReceivedItem | ThreadJob) -> Any:
+        """Unpickle an item that may take long, in a thread."""
+        if isinstance(packet, ReceivedItem) and not packet.at_once:
+            packet = ThreadJob(packet.load)
+        if not isinstance(packet, ThreadJob):
+            return self._load(packet)
+        result: Any = None
+        with anyio.CancelScope(shield=True):
+            try:
+                result = await packet.result()
+            except get_cancelled_exc_class():
+                # In spite of the shield, by asyncio's own means: somebody else gets it.
+                self._unclaimed.append(packet)
+                self._update()
+                raise
+        self._checkpoint_at = _clock() + CHECKPOINT_SECONDS
+        return result

@@ -1,0 +1,197 @@
+"""The end of a channel that sends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, TypeVar
+
+import anyio
+from anyio.abc import ObjectSendStream
+
+from .._durations import check_timeout
+from .._platform import PacketSender, Segment
+from .._wire._payloads import TooHeavyError
+from ._end import CHECKPOINT_SECONDS, ChannelEnd, EndState, check_not_in_loop
+from ._items import LargeItem, dump_item, dump_small, inline_packet, large_item
+from ._waiting import ThreadJob
+
+T_contra = TypeVar("T_contra", contravariant=True)
+
+_clock = time.perf_counter
+
+
+class ChannelSendStream(ChannelEnd, ObjectSendStream[T_contra]):
+    """The end of a channel that sends; made by :class:`create_channel`.
+
+    Any number of tasks and threads may use it. It has an async face (:meth:`send`, ``async with``)
+    and a sync one for code without an event loop (:meth:`send_sync`, ``with``).
+    """
+
+    _transport_type = PacketSender
+
+    def __init__(self, transport: Any) -> None:
+        super().__init__(transport)
+        self._used_in_thread = False
+        self._put: Callable[[bytes], bool] = transport.send
+
+    async def send(self, item: T_contra) -> None:
+        """Send an item, which one of the receiving ends will get.
+
+        Waits as long as the buffer is full. Cancellation while it waits leaves nothing behind: the
+        item is not sent.
+
+        :param item: anything that can be pickled
+        :raises SerializationError: if it cannot be pickled; nothing is sent, and the channel lives
+            on
+        :raises anyio.BrokenResourceError: if no receiving end is left, in no process
+        :raises anyio.ClosedResourceError: if this end is closed, or was handed over
+        """
+        if _clock() >= self._checkpoint_at:
+            await self._checkpoint()
+        packet = dump_small(item)
+        if packet is None:
+            await self._send_other(item)
+            return
+        try:
+            sent = self._put(packet)
+        except (ValueError, BrokenPipeError) as error:
+            raise self._error(error) from None
+        if not sent:
+            await self._send_when_room(packet, None)
+
+    def send_nowait(self, item: T_contra) -> None:
+        """Send an item at once.
+
+        An item of many megabytes holds up the event loop for the time that copying it takes.
+
+        :raises anyio.WouldBlock: if the buffer is full
+        :raises Exception: all that :meth:`send` raises
+        """
+        packet, segment = self._prepare(item)
+        if not self._try(packet, segment):
+            raise anyio.WouldBlock
+
+    def send_sync(self, item: T_contra, timeout: float | None = None) -> None:
+        """Send an item from code without an event loop; the thread waits while the buffer is full.
+
+        When its process is asked to stop, a wait in the main thread is broken off, with nothing
+        sent.
+
+        :param timeout: seconds to wait at most
+        :raises TimeoutError: if that was not enough; nothing is sent
+        :raises ProcessStateError: if the calling thread runs an event loop, which it would hold up
+        :raises Exception: all that :meth:`send` raises
+        """
+        if not self._used_in_thread:
+            self._check_not_in_loop()
+        packet, segment = dump_small(item), None
+        if packet is None:
+            packet, segment = self._prepare(item)
+        if not self._try(packet, segment):
+            self._wait_and_send(packet, segment, timeout)
+
+    def clone(self) -> ChannelSendStream[T_contra]:
+        """Return another sending end of the same channel.
+
+        Each is closed, or handed over, on its own: the receiving ends see the end of the channel
+        when the last one is gone.
+
+        :raises anyio.ClosedResourceError: if this end is closed, or was handed over
+        :raises OSError: if there are no descriptors left, or the channel has 512 sending ends
+        """
+        return ChannelSendStream(self._clone_transport())
+
+    def __enter__(self) -> ChannelSendStream[T_contra]:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # --- inner workings ---------------------------------------------------------------------------
+
+    def _wait_and_send(self, packet: bytes, segment: Segment | None, timeout: float | None) -> None:
+        self._check_not_in_loop()
+        seconds = check_timeout(timeout)
+
+        def attempt() -> bool | None:
+            return self._try(packet, segment) or None
+
+        if self._wait_in_thread(attempt, seconds) is None:
+            raise TimeoutError(f"the channel's buffer was full for {seconds:g} seconds")
+
+    def _check_not_in_loop(self) -> None:
+        check_not_in_loop("send_sync", "send")
+        self._used_in_thread = True
+
+    def _try(self, packet: bytes, segment: Segment | None = None) -> bool:
+        try:
+            if segment is None:
+                return self._put(packet)
+            return self._open_transport().send_segment(packet, segment)  # type: ignore[no-any-return]
+        except (ValueError, BrokenPipeError) as error:
+            raise self._error(error) from None
+
+    def _error(self, error: ValueError | BrokenPipeError) -> Exception:
+        if isinstance(error, ValueError):
+            return self._closed_error()
+        return anyio.BrokenResourceError("all ends that receive from this channel are closed")
+
+    def _update(self) -> None:
+        is_open = self._state is EndState.OPEN
+        self._put = self._transport.send if is_open else self._raise_closed
+
+    def _prepare(self, item: T_contra) -> tuple[bytes, Segment | None]:
+        """Make the packet of an item, and its segment if it needs one, at once."""
+        packet = dump_small(item)
+        if packet is not None:
+            return packet, None
+        self._open_transport()
+        packet, large = self._lay_out(item, light=False)
+        return packet, None if large is None else large.write()
+
+    async def _send_other(self, item: T_contra) -> None:
+        """Send an item that may be large, or take long to pickle."""
+        self._open_transport()
+        try:
+            packet, large = self._lay_out(item, light=True)
+        except TooHeavyError:
+            job = ThreadJob(lambda: self._lay_out(item, light=False))
+            packet, large = await self._result_of(job)
+        if large is None:
+            segment = None
+        elif large.at_once:
+            segment = large.write()
+        else:
+            segment = await self._result_of(ThreadJob(large.write))
+        if not self._try(packet, segment):
+            await self._send_when_room(packet, segment)
+
+    def _lay_out(self, item: T_contra, *, light: bool) -> tuple[bytes, LargeItem | None]:
+        payload = dump_item(item, light=light)
+        packet = inline_packet(payload)
+        if packet is not None and self._open_transport().fits(len(packet)):
+            return packet, None
+        large = large_item(payload)
+        return large.header, large
+
+    async def _result_of(self, job: ThreadJob) -> Any:
+        try:
+            result = await job.result()
+        except BaseException:
+            job.abandon()
+            raise
+        self._checkpoint_at = _clock() + CHECKPOINT_SECONDS
+        return result
+
+    async def _send_when_room(self, packet: bytes, segment: Segment | None) -> None:
+        while True:
+            await self._wait_in_loop()
+            if self._try(packet, segment):
+                return

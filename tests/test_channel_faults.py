@@ -1,0 +1,402 @@
+"""Channels: processes that are killed, stopped or stuck, and cycles without end."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import channel_targets
+import pytest
+from support import START_METHODS, TIMEOUT, Announcements, wait_until_gone
+
+import creche
+from creche import StopPolicy, create_channel, create_duplex_channel, open_nursery, open_pool
+
+pytestmark = pytest.mark.anyio
+
+Ends = tuple[channel_targets.Send, channel_targets.Receive]
+
+AT_ONCE = StopPolicy(grace=0)
+
+
+@pytest.fixture
+def ends() -> Iterator[Ends]:
+    send, receive = create_channel[Any](4)
+    yield send, receive
+    send.close()
+    receive.close()
+
+
+def is_stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+async def stop(pid: int) -> None:
+    """Stop a process by a signal, and wait until it does."""
+    os.kill(pid, signal.SIGSTOP)
+    with anyio.fail_after(TIMEOUT):
+        while not is_stopped(pid):
+            await anyio.sleep(0.001)
+
+
+async def start(target: Any, *args: Any, start_method: str | None = None) -> Any:
+    """Start a process that does not take others with it when it dies."""
+    process: creche.AsyncProcess[Any] = creche.AsyncProcess(
+        target=target, args=args, start_method=start_method
+    )
+    await process.start()
+    return process
+
+
+@pytest.mark.parametrize("method", START_METHODS)
+async def test_killed_producer_is_the_end(
+    ends: Ends, announcements: Announcements, method: str
+) -> None:
+    send, receive = ends
+    process = await start(channel_targets.keep, send, announcements.path, start_method=method)
+    pid = await announcements.get_pid()
+    async with anyio.create_task_group() as tasks:
+
+        @tasks.start_soon
+        async def _wait() -> None:
+            with anyio.fail_after(TIMEOUT), pytest.raises(anyio.EndOfStream):
+                await receive.receive()
+
+        await anyio.wait_all_tasks_blocked()
+        os.kill(pid, signal.SIGKILL)
+    with pytest.raises(creche.ProcessDied):
+        await process
+
+
+async def test_killed_consumer_breaks_the_channel(ends: Ends, announcements: Announcements) -> None:
+    send, receive = ends
+    process = await start(channel_targets.keep, receive, announcements.path)
+    pid = await announcements.get_pid()
+    for item in range(4):
+        send.send_nowait(item)
+    async with anyio.create_task_group() as tasks:
+
+        @tasks.start_soon
+        async def _wait() -> None:
+            with anyio.fail_after(TIMEOUT), pytest.raises(anyio.BrokenResourceError):
+                await send.send(4)
+
+        await anyio.wait_all_tasks_blocked()
+        os.kill(pid, signal.SIGKILL)
+    with pytest.raises(creche.ProcessDied):
+        await process
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [1, 2, 64])
+async def test_producers_and_consumers_killed_at_any_moment(size: int) -> None:
+    """Whoever is killed neither blocks nor corrupts the others, and loses one item at most."""
+    moments = random.Random(size)
+    send, receive = create_channel[Any](size)
+    last: dict[int, int] = {}
+    counted = 0
+
+    async def victims(target: Any, end: Any, *args: Any) -> None:
+        for turn in range(6):
+            with anyio.move_on_after(0.05 * moments.random()):
+                await pool.run(target, end.clone(), *(10 * arg + turn for arg in args))
+
+    async def consume() -> None:
+        nonlocal counted
+        while (item := await receive.receive()) != "over":
+            if isinstance(item, tuple):
+                tag, number = item
+                assert number > last.get(tag, -1), "items of one producer keep their order"
+                last[tag] = number
+            else:
+                counted += 1
+
+    async def torment() -> None:
+        async with anyio.create_task_group() as tasks:
+            for tag in range(2):
+                tasks.start_soon(victims, channel_targets.send_for_ever, send, tag)
+                tasks.start_soon(victims, channel_targets.receive_for_ever, receive)
+            tasks.start_soon(channel_targets.produce_async, send.clone(), 300)
+        await send.send("over")
+
+    with anyio.fail_after(TIMEOUT):
+        async with (
+            open_pool(4, min_workers=4, stop=AT_ONCE) as pool,
+            anyio.create_task_group() as tasks,
+        ):
+            tasks.start_soon(consume)
+            tasks.start_soon(torment)
+        # Nobody is blocked by those who are dead; one item more may fit for each of them.
+        assert counted <= 300
+        assert send.statistics() == creche.ChannelStatistics(size, 0, 1, 1)
+        for item in range(size):
+            send.send_nowait(item)
+        fits = size
+        with pytest.raises(anyio.WouldBlock):
+            while True:
+                send.send_nowait(fits)
+                fits += 1
+        assert fits <= size + 24
+        send.close()
+        assert [item async for item in receive] == list(range(fits))
+    receive.close()
+
+
+async def test_kills_in_mid_item_leave_whole_items(ends: Ends) -> None:
+    """Each item that comes out is whole, however large."""
+    send, receive = ends
+    for _ in range(5):
+        process = await start(channel_targets.send_zeros, send.clone(), 3_000_000, 1_000_000)
+        with anyio.fail_after(TIMEOUT):
+            for _ in range(3):
+                assert len(await receive.receive()) == 3_000_000
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        with pytest.raises(creche.ProcessDied):
+            await process
+    send.close()
+    async for item in receive:
+        assert len(item) == 3_000_000
+
+
+async def test_stopped_consumer_and_full_buffer(ends: Ends, announcements: Announcements) -> None:
+    send, receive = ends
+    async with open_nursery(stop=StopPolicy(grace=1)) as nursery:
+        nursery.start_soon(channel_targets.keep, receive, announcements.path)
+        pid = await announcements.get_pid()
+        await stop(pid)
+        for item in range(4):
+            await send.send(item)
+        with pytest.raises(anyio.WouldBlock):
+            send.send_nowait(4)
+        with anyio.move_on_after(0.01) as scope:
+            await send.send(4)
+        assert scope.cancelled_caught
+        nursery.cancel_scope.cancel()
+    with pytest.raises(anyio.BrokenResourceError):
+        await send.send(5)
+
+
+async def test_stopped_consumer_does_not_hold_up_others(
+    ends: Ends, announcements: Announcements
+) -> None:
+    send, receive = ends
+    async with open_nursery(stop=StopPolicy(grace=1)) as nursery:
+        nursery.start_soon(
+            channel_targets.receive_then_wait, receive.clone(), 1, announcements.path
+        )
+        await send.send(-1)
+        assert await announcements.get() == "-1"
+        await stop(await announcements.get_pid())
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(channel_targets.produce_async, send, 500)
+            with anyio.fail_after(TIMEOUT):
+                assert [item async for item in receive] == list(range(500))
+        nursery.cancel_scope.cancel()
+
+
+async def test_stopped_producer_does_not_hold_up_others(
+    ends: Ends, announcements: Announcements
+) -> None:
+    send, receive = ends
+    async with open_nursery(stop=StopPolicy(grace=1)) as nursery:
+        for turn in range(10):
+            process = nursery.start_soon(channel_targets.send_for_ever, send.clone(), turn)
+            with anyio.fail_after(TIMEOUT):
+                while (await receive.receive())[0] != turn:
+                    pass
+            assert process.pid is not None
+            await stop(process.pid)
+        with anyio.fail_after(TIMEOUT):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(channel_targets.produce_async, send.clone(), 100)
+                items = []
+                while len(items) < 100:
+                    if not isinstance(item := await receive.receive(), tuple):
+                        items.append(item)
+        assert items == list(range(100))
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("method", ["send_sync", "receive_sync"])
+async def test_a_blocking_wait_is_broken_off_when_its_process_is_stopped(
+    ends: Ends, announcements: Announcements, start_method: str, method: str
+) -> None:
+    send, receive = ends
+    end = send.clone() if method == "send_sync" else receive.clone()
+    async with open_nursery(start_method=start_method) as nursery:
+        process = nursery.start_soon(
+            channel_targets.wait_for_ever_in, method, end, announcements.path
+        )
+        await announcements.get()
+        with anyio.fail_after(TIMEOUT):
+            while method == "send_sync" and send.statistics().current_buffer_used < 4:
+                await anyio.sleep(0.001)
+            await anyio.sleep(0.02)
+            assert await process.terminate() == -signal.SIGTERM
+        if method == "receive_sync":
+            assert await announcements.get() == "unwound"
+
+
+async def test_two_full_channels_can_be_cancelled() -> None:
+    """Both send and nobody receives: nothing but a cancellation gets them out of it."""
+    here, there = create_duplex_channel[int](1)
+    with anyio.move_on_after(0.1) as scope:
+        async with open_nursery() as nursery:
+            nursery.start_soon(channel_targets.wait_for_ever_in, "send_sync", there, os.devnull)
+            while True:
+                await here.send(0)
+    assert scope.cancelled_caught
+    here.close()
+
+
+async def test_end_that_nobody_receives(ends: Ends) -> None:
+    """The process cannot be started; neither end waits for ever."""
+    send, receive = ends
+    with pytest.raises(creche.SerializationError):
+        await creche.run_in_process(
+            channel_targets.produce, send, channel_targets.ExplodesOnPickling()
+        )
+    with anyio.fail_after(TIMEOUT), pytest.raises(anyio.EndOfStream):
+        await receive.receive()
+
+
+async def test_child_that_is_killed_before_it_takes_its_end(ends: Ends) -> None:
+    send, receive = ends
+    async with open_nursery(stop=AT_ONCE) as nursery:
+        for _ in range(10):
+            nursery.start_soon(channel_targets.produce, send.clone(), 1)
+        nursery.cancel_scope.cancel()
+    send.close()
+    with anyio.fail_after(TIMEOUT):
+        items = [item async for item in receive]
+    assert set(items) <= {0}
+
+
+async def test_parent_that_dies_ends_the_channel(ends: Ends, announcements: Announcements) -> None:
+    """What a grandchild holds goes with it."""
+    send, receive = ends
+    process = await start(
+        channel_targets.in_grandchild_async, channel_targets.keep, send, announcements.path
+    )
+    grandchild = await announcements.get_pid()
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    with anyio.fail_after(TIMEOUT), pytest.raises(anyio.EndOfStream):
+        await receive.receive()
+    assert wait_until_gone(grandchild)
+    with pytest.raises(creche.ProcessDied):
+        await process
+
+
+async def test_cancelled_at_every_point(ends: Ends) -> None:
+    """A consumer in a child is cancelled and started again; what it had not received comes."""
+    send, receive = ends
+    async with open_pool(1) as pool:
+        for seconds in (0, 0.001, 0.01, 0.05):
+            with anyio.move_on_after(seconds):
+                await pool.run(channel_targets.consume, receive.clone())
+        with anyio.fail_after(TIMEOUT):
+            await send.send("still here")
+            assert await receive.receive() == "still here"
+    assert send.statistics().open_receive_streams == 1
+
+
+# --- leaks ----------------------------------------------------------------------------------------
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+async def test_many_cycles_of_a_channel() -> None:
+    before = None
+    for cycle in range(10_000):
+        send, receive = create_channel[int](2)
+        send.send_nowait(cycle)
+        if cycle % 100 == 0:
+            with anyio.move_on_after(0):
+                await receive.receive()
+            assert await receive.receive() == cycle
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(receive.receive)
+                await anyio.sleep(0)
+                await send.send(cycle)
+        send.close()
+        receive.close()
+        if cycle == 200:
+            before = descriptors(), threading.active_count()
+    await anyio.sleep(0)
+    assert before is not None
+    assert descriptors() <= before[0]
+    assert threading.active_count() <= before[1]
+
+
+async def test_many_ends_of_one_channel(ends: Ends) -> None:
+    """Ends come and go, and the channel counts right and does not fill up with their traces."""
+    send, receive = ends
+    before = descriptors()
+    for cycle in range(10_000):
+        with send.clone() as one, receive.clone() as other:
+            one.send_nowait(cycle)
+            assert other.receive_nowait() == cycle
+    assert descriptors() == before
+    statistics = send.statistics()
+    assert statistics.open_send_streams == statistics.open_receive_streams == 1
+    for item in range(4):
+        send.send_nowait(item)
+    with pytest.raises(anyio.WouldBlock):
+        send.send_nowait(4)
+
+
+@pytest.mark.slow
+async def test_many_ends_through_a_pool(ends: Ends) -> None:
+    send, receive = ends
+    async with open_pool(1) as pool:
+        before = None
+        for cycle in range(2_000):
+            await pool.run(channel_targets.produce, send.clone(), 1)
+            assert await receive.receive() == 0
+            if cycle == 50:
+                before = descriptors()
+            if cycle % 500 == 0:
+                pid = pool.statistics().workers[0].pid
+                children = len(os.listdir(f"/proc/{pid}/fd"))
+        assert before is not None
+        assert descriptors() <= before
+        assert len(os.listdir(f"/proc/{pid}/fd")) <= children + 2
+
+
+async def test_many_starts_with_ends(ends: Ends) -> None:
+    send, receive = ends
+    before = None
+    for cycle in range(60):
+        async with open_nursery() as nursery:
+            nursery.start_soon(channel_targets.produce, send.clone(), 1)
+            assert await receive.receive() == 0
+        if cycle == 10:
+            before = descriptors()
+    assert before is not None
+    assert descriptors() <= before
+
+
+async def test_no_descriptors_left(ends: Ends) -> None:
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    send, _ = ends
+    resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors() + 1, hard))
+    try:
+        with pytest.raises(OSError):
+            create_channel[int](1)
+        with pytest.raises(OSError):
+            send.clone()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    send.send_nowait(1)
