@@ -50,7 +50,7 @@ def read(path: Path, lines: ChannelSendStream[str]) -> None:
     with lines, path.open() as file:
         for number, line in enumerate(file, start=1):
             lines.send_sync(line)  # waits while the parsers do not keep up
-            if number % 500 == 0:
+            if number % 100 == 0:
                 from_process.report(number)
         from_process.report(number)
 
