@@ -354,3 +354,23 @@ def make_array(size: int) -> npt.NDArray[Any]:
     import numpy as np
 
     return np.arange(size)
+
+
+class AnnouncesItsEnd:
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __del__(self) -> None:
+        announce(self._path, "begun")
+        while True:
+            time.sleep(0.001)
+
+
+def wait_in_finalizer(path: str) -> None:
+    """Be in a finalizer when the request to stop comes, which ends it."""
+    try:
+        AnnouncesItsEnd(path)
+        while True:
+            time.sleep(0.001)
+    finally:
+        announce(path, "unwound")

@@ -333,3 +333,24 @@ def test_stopper_of_a_process_that_goes() -> None:
     stopper.close()
     watcher.advance(100)
     assert target.calls == ["asked"]
+
+
+@pytest.mark.parametrize("method", ["creche", "forkserver", "spawn"])
+async def test_request_that_strikes_in_a_finalizer(
+    announcements: Announcements, method: str
+) -> None:
+    """The interpreter drops what is raised there; the function hears of the request all the same.
+
+    (Not under ``fork``, where 3.13 takes no notice of the reminder.)
+    """
+    process = AsyncProcess(
+        target=targets.wait_in_finalizer,
+        args=(announcements.path,),
+        start_method=method,
+        stop=StopPolicy(grace=TIMEOUT),
+    )
+    await process.start()
+    assert await announcements.get() == "begun"
+    await process.terminate()
+    assert await announcements.get() == "unwound"
+    assert process.exitcode == -signal.SIGTERM

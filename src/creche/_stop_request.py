@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 from ._platform import (
     SignalThread,
@@ -42,13 +44,15 @@ class StopListener:
         # Reentrant: a signal handler interrupts whatever the main thread does.
         self._lock = threading.RLock()
         self._raising = False
+        self._swallowed = False
         self._thread: SignalThread | None = None
         self._main_thread = threading.main_thread().ident
 
     def listen(self, *, forked: bool) -> None:
-        on_stop_request(self._request)
+        on_stop_request(self._request, self._remind)
         if forked:
             self._thread = on_missed_stop_request(self._request_from_thread)
+        self._notice_when_swallowed()
 
     def check(self) -> None:
         """Raise what a request was to raise, in case that it was lost.
@@ -113,6 +117,27 @@ class StopListener:
             react, self._react = self._react, None
         if react is not None:
             react()
+
+    def _notice_when_swallowed(self) -> None:
+        """Hear of it when the interpreter drops the exception, as it does with those of finalizers.
+
+        The function knows nothing of the request then, and goes on.
+        """
+        outer = sys.unraisablehook
+
+        def hook(unraisable: Any) -> None:
+            if isinstance(unraisable.exc_value, StopRequested):
+                self._swallowed = True
+            else:
+                outer(unraisable)
+
+        sys.unraisablehook = hook
+
+    def _remind(self) -> None:
+        """Raise the exception once more, where it was dropped; called as :meth:`_request` is."""
+        if self._swallowed:
+            self._swallowed = False
+            _raise_stop_requested()
 
     def _request_from_thread(self) -> None:
         """React to a signal for which :meth:`_request` may or may not be called as well."""

@@ -59,11 +59,14 @@ def reset_signals() -> None:
             signal.signal(number, default)
 
 
-def on_stop_request(callback: Callable[[], None]) -> None:
-    """In a child: have ``callback`` called in the main thread whenever the parent asks to stop."""
+def on_stop_request(callback: Callable[[], None], on_nudge: Callable[[], None]) -> None:
+    """In a child: have ``callback`` called in the main thread whenever the parent asks to stop.
+
+    :param on_nudge: called there when the parent reminds the process of that
+    """
     signal.signal(signal.SIGTERM, lambda _signum, _frame: callback())
-    # Without a handler it would not interrupt a system call: see creche._stopping for its use.
-    signal.signal(signal.SIGCONT, lambda _signum, _frame: None)
+    # It interrupts system calls, as it has a handler: see creche._stopping for its use.
+    signal.signal(signal.SIGCONT, lambda _signum, _frame: on_nudge())
 
 
 def on_missed_stop_request(callback: Callable[[], None]) -> SignalThread | None:

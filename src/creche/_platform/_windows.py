@@ -40,10 +40,18 @@ def isolate_child() -> None:
     signal.signal(signal.SIGBREAK, signal.SIG_IGN)
 
 
-def on_stop_request(callback: Callable[[], None]) -> None:
-    """In a child: have ``callback`` called in the main thread whenever the parent asks to stop."""
+def on_stop_request(callback: Callable[[], None], on_nudge: Callable[[], None]) -> None:
+    """In a child: have ``callback`` called in the main thread whenever the parent asks to stop.
+
+    :param on_nudge: called there when the parent reminds the process of that
+    """
     global _listening
-    signal.signal(signal.SIGINT, lambda _signum, _frame: callback())
+
+    def handle(_signum: int, _frame: object) -> None:
+        callback()
+        on_nudge()
+
+    signal.signal(signal.SIGINT, handle)
     _listening = True
 
 
