@@ -132,3 +132,18 @@ def test_thumbnails(tmp_path: Path, backend: str) -> None:
     with Image.open(sheet) as picture:
         assert picture.size == (1772, 1356)
         assert len(picture.getcolors(picture.width * picture.height) or ()) > 10_000
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_pipeline(backend: str) -> None:
+    output = run_example("pipeline.py", "--lines", "4000", "--parsers", "3", "--backend", backend)
+    hits = [line.split() for line in output.splitlines() if " hits " in line]
+    assert sum(int(words[1]) for words in hits) == 4000
+    parsed = output[output.index("parsed by each:") :].splitlines()[0].partition(": ")[2]
+    assert sum(map(int, parsed.split(", "))) == 4000
+    # The reader is never ahead of the writer by more than is on its way: two buffers, what the
+    # stages hold, and what was not reported yet.
+    for line in output.splitlines():
+        if line.startswith("read"):
+            _, read, _, written = line.split()
+            assert int(read) <= int(written) + 2 * 64 + 500 + 2 * 100

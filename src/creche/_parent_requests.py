@@ -20,6 +20,7 @@ from typing import Any
 
 from ._loop_poller import loop_poller
 from ._loops import EventLoop, current_loop, post, waiter_in
+from ._multiprocessing import util
 from ._parent_connection import ParentConnection
 from ._stop_request import StopListener
 from ._wire._framing import Frame, FrameKind
@@ -52,7 +53,11 @@ class ParentRequests:
         self._leader: int | None = None  # the thread that reads the line, or whose event loop does
         self._leads = 0  # how often it does: a blocking call within an event loop that leads
         sock = connection.open_line()
-        self._line: _Line | None = None if sock is None else _Line(sock, self._stop, self._receive)
+        self._line: _Line | None = None
+        if sock is not None:
+            self._line = _Line(sock, self._stop, self._receive)
+            # At the very end of the process, or the interpreter would complain of it.
+            util.Finalize(None, sock.close, exitpriority=-1000)
         self._send: Callable[[bytes], object] = (
             _Wire(connection, self._receive).send if self._line is None else self._line.send
         )

@@ -112,7 +112,8 @@ class _Server:
         self._kernel_reaps = let_kernel_reap()
         ready = json.dumps([self._kernel_reaps, failures]).encode()
         self._answer(Message(Kind.READY, ready))
-        self._serve()
+        with self._from_spare, self._to_server:
+            self._serve()
         if self._kernel_reaps:
             # A child whose parent ends first is reaped by whom nobody knows, who may take his time.
             with contextlib.suppress(ChildProcessError):
