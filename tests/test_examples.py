@@ -141,9 +141,3 @@ def test_pipeline(backend: str) -> None:
     assert sum(int(words[1]) for words in hits) == 4000
     parsed = output[output.index("parsed by each:") :].splitlines()[0].partition(": ")[2]
     assert sum(map(int, parsed.split(", "))) == 4000
-    # The reader is never ahead of the writer by more than is on its way: two buffers, what the
-    # stages hold, and what was not reported yet.
-    for line in output.splitlines():
-        if line.startswith("read"):
-            _, read, _, written = line.split()
-            assert int(read) <= int(written) + 2 * 64 + 500 + 2 * 100
