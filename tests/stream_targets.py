@@ -282,7 +282,7 @@ def swallow_for_ever(path: str) -> Iterator[int]:
 
 def ignore_exit() -> Iterator[int]:
     while True:
-        with contextlib.suppress(GeneratorExit):
+        with contextlib.suppress(GeneratorExit, StopRequested):
             yield 1
 
 

@@ -413,7 +413,7 @@ def connections(monkeypatch: pytest.MonkeyPatch, machinery: None) -> Iterator[li
     """Have creche wait and talk as it does on Windows; gives the wires that were made."""
     wires: list[ParentWire] = []
 
-    def make_wire() -> tuple[ParentWire, ChildWire]:
+    def make_wire(**_: bool) -> tuple[ParentWire, ChildWire]:
         pair = wire_pair()
         wires.append(pair[0])
         return pair

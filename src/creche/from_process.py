@@ -47,7 +47,8 @@ def started(value: object = None) -> None:
     :raises SerializationError: if ``value`` cannot be pickled
     """
     connection = _connection("started()")
-    message = value_message(value, FrameKind.STARTED)
+    with connection.stop.deferring():  # or it is taken for an error of pickling
+        message = value_message(value, FrameKind.STARTED)
     if message[0] is FrameKind.BAD_VALUE:
         type_name, (error_name, text, _) = loads(message[1])
         raise SerializationError(

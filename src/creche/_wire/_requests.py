@@ -93,7 +93,7 @@ def decode_reply(message: Message) -> Outcome:
             )
         else:
             return Failure(parent_unavailable())
-    except BaseException as failed:
+    except Exception as failed:  # not a request to stop
         error = SerializationError(
             "the result of the function that the parent called could not be unpickled"
             f" ({type(failed).__name__}: {failed})"
