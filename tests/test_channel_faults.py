@@ -13,10 +13,13 @@ from typing import Any
 import anyio
 import channel_targets
 import pytest
+from channel_transports import hub, only_packets, transport
 from support import START_METHODS, TIMEOUT, Announcements, wait_until_gone
 
 import creche
 from creche import StopPolicy, create_channel, create_duplex_channel, open_nursery, open_pool
+
+__all__ = ["hub", "transport"]
 
 pytestmark = pytest.mark.anyio
 
@@ -386,6 +389,7 @@ async def test_many_starts_with_ends(ends: Ends) -> None:
     assert descriptors() <= before
 
 
+@only_packets
 async def test_no_descriptors_left(ends: Ends) -> None:
     import resource
 

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypeVar
 
-from .._platform import packet_channel
+from .._platform import HAS_PACKET_SOCKETS
 from ._duplex import ChannelStream
+from ._hub_transport import hub_transports
+from ._packet_transport import packet_transports
 from ._receive_stream import ChannelReceiveStream
 from ._send_stream import ChannelSendStream
+from ._transports import ReceiveTransport, SendTransport
 
 __all__ = ["create_channel", "create_duplex_channel"]
 
 T_Item = TypeVar("T_Item")
+
+make_transports: Callable[[int], tuple[SendTransport, ReceiveTransport]] = (
+    packet_transports if HAS_PACKET_SOCKETS else hub_transports
+)
 
 
 class create_channel(tuple[ChannelSendStream[T_Item], ChannelReceiveStream[T_Item]]):
@@ -33,13 +41,12 @@ class create_channel(tuple[ChannelSendStream[T_Item], ChannelReceiveStream[T_Ite
         a channel can hold, whatever this says
     :raises ValueError: if that is no finite number of one or more items
     :raises OSError: if there are no descriptors left
-    :raises NotImplementedError: on other systems than Linux
     """
 
     def __new__(  # type: ignore[misc]
         cls, max_buffer_size: int = 64
     ) -> tuple[ChannelSendStream[T_Item], ChannelReceiveStream[T_Item]]:
-        send, receive = packet_channel(_check_size(max_buffer_size))
+        send, receive = make_transports(_check_size(max_buffer_size))
         return ChannelSendStream(send), ChannelReceiveStream(receive)
 
 
