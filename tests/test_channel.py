@@ -14,8 +14,8 @@ import anyio.lowlevel
 import channel_targets
 import numpy as np
 import pytest
-from channel_transports import hub, only_packets, transport
 from anyio.abc import ObjectReceiveStream, ObjectSendStream, ObjectStream
+from channel_transports import hub, only_packets, transport
 from support import TIMEOUT
 
 import creche

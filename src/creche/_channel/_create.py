@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TypeVar
 
 from .._platform import HAS_PACKET_SOCKETS
@@ -17,9 +16,12 @@ __all__ = ["create_channel", "create_duplex_channel"]
 
 T_Item = TypeVar("T_Item")
 
-make_transports: Callable[[int], tuple[SendTransport, ReceiveTransport]] = (
-    packet_transports if HAS_PACKET_SOCKETS else hub_transports
-)
+
+def make_transports(max_buffer_size: int) -> tuple[SendTransport, ReceiveTransport]:
+    """Make the first two ends of a channel, of what the system has."""
+    if HAS_PACKET_SOCKETS:
+        return packet_transports(max_buffer_size)
+    return hub_transports(max_buffer_size)
 
 
 class create_channel(tuple[ChannelSendStream[T_Item], ChannelReceiveStream[T_Item]]):

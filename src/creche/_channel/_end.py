@@ -171,12 +171,13 @@ class ChannelEnd(Movable):
 
     def __del__(self) -> None:
         state = getattr(self, "_state", None)
-        if state is EndState.OPEN:
-            warnings.warn(f"Unclosed {self!r}", ResourceWarning, stacklevel=1, source=self)
         if state in (EndState.OPEN, EndState.CLAIMED):
+            text = f"Unclosed {self!r}"
             self._set(EndState.CLOSED)
             self._transport.close_soon()
             self._transport.end_waits()
+            if state is EndState.OPEN:  # last, as a warning may be an error
+                warnings.warn(text, ResourceWarning, stacklevel=1, source=self)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} ({self._state.value}) at {id(self):#x}>"

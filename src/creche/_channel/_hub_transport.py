@@ -23,11 +23,10 @@ from .._hub._sources import Here, Source, There, this_party
 from .._hub._states import State
 from .._hub._waits import AsyncWait, ThreadWait, Wait
 from .._wire._framing import Section
-from ._items import LargePacket, received_packet
+from ._items import received_packet
+from ._transports import Received
 
 T_Wait = TypeVar("T_Wait", bound=Wait)
-
-Received = bytes | LargePacket | None
 
 _numbers = itertools.count(1)  # of the ends of this process
 
@@ -58,7 +57,8 @@ class _HubTransport:
         self._lock = threading.Lock()
         self._open = True
         self._waits: set[Wait] = set()
-        self._token = ""  # of this end on its way
+        self._token = secrets.token_hex(16)  # of this end on its way
+        self._on_its_way = False
 
     def statistics(self) -> tuple[int, int, int]:
         found = self._ask_now(Op.STATISTICS, ThreadWait())
@@ -75,12 +75,11 @@ class _HubTransport:
         return type(self)(self._source, number, self.max_buffer_size)
 
     def pack_up(self, handle: Callable[[int], Any]) -> tuple[Any, ...]:
-        self._token = secrets.token_hex(16)
         return _rebuild, type(self), *self._source.refer(), self._token, self.max_buffer_size
 
     def hand_over(self) -> None:
         """The end is on its way from now on, and no more here."""
-        self._open = False
+        self._open, self._on_its_way = False, True
         with contextlib.suppress(anyio.BrokenResourceError):  # whoever gets it finds that, too
             self._tell(Op.HAND_OVER_END, [self._side, self._token])
             self._tell(Op.CLOSE_END, [self._side, self._number])
@@ -99,14 +98,14 @@ class _HubTransport:
     def close(self) -> None:
         with self._lock:
             was_open, self._open = self._open, False
-            token, self._token = self._token, ""
+            on_its_way, self._on_its_way = self._on_its_way, False
         if self._party is not this_party():
             return
         with contextlib.suppress(anyio.BrokenResourceError):
             if was_open:
                 self._tell(Op.CLOSE_END, [self._side, self._number])
-            elif token:
-                self._tell(Op.TAKE_BACK_END, token)
+            elif on_its_way:
+                self._tell(Op.TAKE_BACK_END, self._token)
 
     def close_soon(self) -> None:
         """Close it in the watcher. For the garbage collector, which comes in the middle of
@@ -115,7 +114,7 @@ class _HubTransport:
             self._watcher.call_soon(self.close)
 
     def forget(self) -> None:
-        self._open = False
+        self._open = self._on_its_way = False
 
     def forget_waits(self) -> None:
         """They have nothing that a fork would have to close."""
@@ -174,7 +173,7 @@ class HubSending(_HubTransport):
     def send(self, packet: bytes) -> bool:
         return self._is_here and self.send_now(packet)
 
-    def send_now(self, packet: bytes, segment: None = None) -> bool:
+    def send_now(self, packet: bytes, segment: Any = None) -> bool:
         try:
             self._ask_now(Op.TRY_PUT, ThreadWait(body=[packet]))
         except anyio.WouldBlock:
@@ -182,7 +181,7 @@ class HubSending(_HubTransport):
         return True
 
     async def send_later(
-        self, check: Callable[[], object], packet: bytes, segment: None = None
+        self, check: Callable[[], object], packet: bytes, segment: Any = None
     ) -> bool:
         try:
             await self._ask(Op.PUT, AsyncWait(body=[packet]), check)
@@ -195,7 +194,7 @@ class HubSending(_HubTransport):
         self,
         check: Callable[[], object],
         packet: bytes,
-        segment: None,
+        segment: Any,
         timeout: float | None,
     ) -> bool:
         if timeout == 0:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 from .._loops import EventLoop, current_loop
 from .._platform import PACKET_BYTES, PacketReceiver, PacketSender, Segment, packet_channel
+from ._transports import Received
 from ._waiting import LoopWait, ThreadWait
-
-T = TypeVar("T")
-
-Received = bytes | tuple[bytes, Segment] | None
 
 
 class _PacketTransport:
@@ -27,7 +24,8 @@ class _PacketTransport:
         self._thread_wait: ThreadWait | None = None
 
     def statistics(self) -> tuple[int, int, int]:
-        return (self._end.in_flight(), *self._end.open_ends())
+        senders, receivers = self._end.open_ends()
+        return self._end.in_flight(), senders, receivers
 
     def clone(self) -> Any:
         return type(self)(self._end.clone())
@@ -79,7 +77,7 @@ class _PacketTransport:
             wait = self._loop_waits[loop] = LoopWait(loop, self._end)
         await wait.wait()
 
-    def _wait_in_thread(self, attempt: Callable[[], T | None], timeout: float | None) -> T | None:
+    def _wait_in_thread(self, attempt: Callable[[], Any], timeout: float | None) -> Any:
         """Try until something comes of it; ``None`` when the time is over."""
         if self._thread_wait is None:
             self._thread_wait = ThreadWait(self._end)
@@ -89,7 +87,7 @@ class _PacketTransport:
 class PacketSending(_PacketTransport):
     """An end that sends."""
 
-    packet_bytes = PACKET_BYTES
+    packet_bytes: float = PACKET_BYTES
 
     def __init__(self, end: PacketSender) -> None:
         super().__init__(end)
@@ -141,7 +139,7 @@ class PacketReceiving(_PacketTransport):
             check()
             return self.receive()
 
-        return self._wait_in_thread(attempt, timeout)
+        return self._wait_in_thread(attempt, timeout)  # type: ignore[no-any-return]
 
 
 def _rebuild(cls: Any, end_class: Any, packed: tuple[Any, ...]) -> Any:
