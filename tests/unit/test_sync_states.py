@@ -542,7 +542,11 @@ def test_end_on_its_way_goes_with_whoever_has_handed_it_over() -> None:
     end(Op.CLOSE_END, channel, B, "send", 1)
     end(Op.CLOSE_END, channel, A, "send", 0)
     waiting = get(channel, A)
+    claim(channel, C, "send", "other", 1)
+    end(Op.HAND_OVER_END, channel, B, "send", "other")
     channel.state.drop(B)
+    assert waiting.outcome == "waiting"
+    channel.state.drop(C)
     assert isinstance(waiting.outcome, anyio.EndOfStream)
     assert not unused
     end(Op.CLOSE_END, channel, A, "receive", 0)

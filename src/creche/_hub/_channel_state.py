@@ -23,7 +23,7 @@ class _OnItsWay:
 
     side: str
     owner: Party | None
-    """Who has handed it over; ``None`` where we have not heard of that yet."""
+    """Who has handed it over; ``None`` if it is dead, or we have not heard of that yet."""
     claimed_as: tuple[Party, int] | None = None
 
 
@@ -116,7 +116,9 @@ class ChannelState(QueueState):
         for token, end in list(self.on_their_way.items()):
             if end.claimed_as is not None and end.claimed_as[0] is party:
                 end.claimed_as = None
-            if end.claimed_as is None and (end.owner is None or end.owner is party):
+            if end.owner is party:
+                end.owner = None
+            if end.claimed_as is None and end.owner is None:
                 del self.on_their_way[token]
         self._count_ends()
 
