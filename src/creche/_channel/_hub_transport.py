@@ -260,8 +260,8 @@ class HubReceiving(_HubTransport):
 
 def _rebuild(cls: Any, ref: HubRef, obj: int, token: str, max_buffer_size: int) -> Any:
     """Unpickle an end: it is this process's from when the hub has said so."""
-    source, number, wait = There(ref, obj), next(_numbers), ThreadWait()
-    wait.body = [json_bytes([cls._side, token, number])]
+    source, number = There(ref, obj), next(_numbers)
+    wait = ThreadWait(body=[json_bytes([cls._side, token, number])])
     source.ask(Op.CLAIM_END, wait)
     wait.wait(None)
     wait.result()
