@@ -93,8 +93,9 @@ class SendTransport(Transport, Protocol):
         """Sends a packet if that can be done at once; returns whether it was."""
         ...
 
-    def fits(self, size: int) -> bool:
-        """Whether a packet of that size had better not lie in a segment."""
+    @property
+    def fits(self) -> Callable[[int], bool]:
+        """Says whether a packet of some size need not lie in a segment."""
         ...
 
     def send_now(self, packet: bytes, segment: Any) -> bool:
