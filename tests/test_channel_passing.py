@@ -12,6 +12,7 @@ from typing import Any
 import anyio
 import channel_targets
 import pytest
+from channel_transports import hub, transport
 from support import START_METHODS, TIMEOUT, Announcements
 
 import creche
@@ -25,6 +26,8 @@ from creche import (
     run_in_process,
     to_process,
 )
+
+__all__ = ["hub", "transport"]
 
 pytestmark = pytest.mark.anyio
 

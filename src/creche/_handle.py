@@ -181,6 +181,7 @@ class ProcessHandle(ProcessLife):
             logs=self.conversation.log_settings(),
             output=self.output,
             on_wire=self._set_wire,
+            parcels=self.claims.parcels,
         )
 
     def _set_wire(self, wire: ParentWire | None) -> None:

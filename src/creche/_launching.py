@@ -12,6 +12,7 @@ from ._output import OutputCapture
 from ._platform import Lifeline, ParentWire, wire_pair
 from ._start_methods import main_module_settings, start, ties_children
 from ._wire._framing import FrameKind, Section, pack
+from ._wire._handing_over import Parcels
 from ._wire._outcomes import Call, encode_call
 from ._wire._pickling import ArgumentHandles
 
@@ -26,6 +27,7 @@ def start_child(
     logs: LogSettings | None,
     output: OutputCapture,
     on_wire: Callable[[ParentWire | None], None],
+    parcels: Parcels,
 ) -> Any:
     """Start ``process`` with creche's side of a child in it; return its ``Popen``.
 
@@ -38,10 +40,11 @@ def start_child(
     :param output: what becomes of its output
     :param on_wire: told the wire before the child exists, as a fork that another thread makes
         meanwhile has to close it; and ``None`` when the start has failed
+    :param parcels: takes what moves to the child; to be closed when the child has ended
     :raises SerializationError: if the function or an argument cannot be pickled
     :raises Exception: if the process cannot be started
     """
-    handles = ArgumentHandles(inherited=method == "fork")
+    handles = ArgumentHandles(inherited=method == "fork", parcels=parcels)
     # First, because it is what fails most, and nothing has to be undone then.
     sections: list[Section] = [] if call is None else encode_call(call, process.name, handles)
     handles.parcels.take()
@@ -72,14 +75,16 @@ def start_child(
             logs=logs,
             output=child_output,
         )
-        return start(process, method)
+        popen = start(process, method)
+        handles.parcels.started()  # the child has its own
+        return popen
     except BaseException:
         on_wire(None)
+        handles.parcels.close()
         wire.close()
         output.close()
         raise
     finally:
-        handles.parcels.close()  # the child has its own
         child_end.close()
         if child_output is not None:
             child_output.close()

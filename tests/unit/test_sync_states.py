@@ -447,6 +447,11 @@ def end(op: Op, channel: Driver, party: Party, *what: Any) -> None:
     channel.tell(op, party, body=[json_bytes(what if len(what) > 1 else what[0])])
 
 
+def claim(channel: Driver, party: Party, side: str, token: str, number: int) -> None:
+    request = channel.ask(Op.CLAIM_END, party, body=[json_bytes([side, token, number])])
+    assert request.outcome is None
+
+
 def test_channel_without_a_buffer() -> None:
     channel = Driver(ChannelState(0, A))
     first = put(channel, A, b"0")
@@ -492,10 +497,7 @@ def test_end_on_its_way_keeps_a_channel_open() -> None:
     end(Op.HAND_OVER_END, channel, A, "receive", "other")
     end(Op.CLOSE_END, channel, A, "send", 0)
     end(Op.CLOSE_END, channel, A, "receive", 0)
-    claimed = channel.ask(Op.CLAIM_END, B, body=[json_bytes(["token", 3])])
-    again = channel.ask(Op.CLAIM_END, C, body=[json_bytes(["token", 3])])
-    assert claimed.outcome == "send"
-    assert isinstance(again.outcome, anyio.ClosedResourceError)
+    claim(channel, B, "send", "token", 3)
     assert put(channel, B, b"0").outcome is None
     assert channel.state.statistics() == {
         "current_buffer_used": 1, "max_buffer_size": math.inf, "open_send_streams": 1,
@@ -503,6 +505,52 @@ def test_end_on_its_way_keeps_a_channel_open() -> None:
     }  # fmt: skip
     end(Op.TAKE_BACK_END, channel, A, "other")  # the process could not be started
     assert isinstance(put(channel, B, b"1").outcome, anyio.BrokenResourceError)
+
+
+def test_end_is_claimed_before_it_is_known_to_be_handed_over() -> None:
+    channel = Driver(ChannelState(1, A))
+    claim(channel, B, "send", "token", 1)
+    end(Op.HAND_OVER_END, channel, A, "send", "token")
+    end(Op.CLOSE_END, channel, A, "send", 0)
+    assert channel.state.open_ends("send") == 1
+    end(Op.TAKE_BACK_END, channel, A, "token")
+    assert channel.state.open_ends("send") == 1
+    end(Op.CLOSE_END, channel, B, "send", 1)
+    assert channel.state.open_ends("send") == 0
+
+
+def test_end_of_a_dead_process_can_be_claimed_by_the_next() -> None:
+    channel = Driver(ChannelState(1, A))
+    end(Op.HAND_OVER_END, channel, A, "send", "token")
+    end(Op.CLOSE_END, channel, A, "send", 0)
+    claim(channel, B, "send", "token", 1)
+    channel.state.drop(B)
+    waiting = get(channel, A)
+    assert waiting.outcome == "waiting"
+    claim(channel, C, "send", "token", 1)
+    channel.state.drop(C)
+    assert waiting.outcome == "waiting"
+    end(Op.TAKE_BACK_END, channel, A, "token")
+    assert isinstance(waiting.outcome, anyio.EndOfStream)
+
+
+def test_end_on_its_way_goes_with_whoever_has_handed_it_over() -> None:
+    unused: list[State] = []
+    channel = Driver(ChannelState(1, A, unused.append))
+    end(Op.OPEN_END, channel, B, "send", 1)
+    end(Op.HAND_OVER_END, channel, B, "send", "token")
+    end(Op.CLOSE_END, channel, B, "send", 1)
+    end(Op.CLOSE_END, channel, A, "send", 0)
+    waiting = get(channel, A)
+    claim(channel, C, "send", "other", 1)
+    end(Op.HAND_OVER_END, channel, B, "send", "other")
+    channel.state.drop(B)
+    assert waiting.outcome == "waiting"
+    channel.state.drop(C)
+    assert isinstance(waiting.outcome, anyio.EndOfStream)
+    assert not unused
+    end(Op.CLOSE_END, channel, A, "receive", 0)
+    assert unused == [channel.state]
 
 
 def test_item_of_a_dead_receiver_goes_to_the_others() -> None:

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from .._platform import packet_channel
+from .._platform import HAS_PACKET_SOCKETS
 from ._duplex import ChannelStream
+from ._hub_transport import hub_transports
+from ._packet_transport import packet_transports
 from ._receive_stream import ChannelReceiveStream
 from ._send_stream import ChannelSendStream
+from ._transports import ReceiveTransport, SendTransport
 
 __all__ = ["create_channel", "create_duplex_channel"]
 
 T_Item = TypeVar("T_Item")
+
+
+def make_transports(max_buffer_size: int) -> tuple[SendTransport, ReceiveTransport]:
+    """Make the first two ends of a channel, of what the system has."""
+    if HAS_PACKET_SOCKETS:
+        return packet_transports(max_buffer_size)
+    return hub_transports(max_buffer_size)
 
 
 class create_channel(tuple[ChannelSendStream[T_Item], ChannelReceiveStream[T_Item]]):
@@ -33,13 +43,12 @@ class create_channel(tuple[ChannelSendStream[T_Item], ChannelReceiveStream[T_Ite
         a channel can hold, whatever this says
     :raises ValueError: if that is no finite number of one or more items
     :raises OSError: if there are no descriptors left
-    :raises NotImplementedError: on other systems than Linux
     """
 
     def __new__(  # type: ignore[misc]
         cls, max_buffer_size: int = 64
     ) -> tuple[ChannelSendStream[T_Item], ChannelReceiveStream[T_Item]]:
-        send, receive = packet_channel(_check_size(max_buffer_size))
+        send, receive = make_transports(_check_size(max_buffer_size))
         return ChannelSendStream(send), ChannelReceiveStream(receive)
 
 

@@ -7,20 +7,17 @@ import math
 import time
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import anyio
 import anyio.lowlevel
 
 from .._errors import ProcessStateError
-from .._loops import EventLoop, current_loop, runs_in_loop
+from .._loops import runs_in_loop
 from .._wire._handing_over import Lent, Movable, Parcel, close_in_forks
 from ._passing import send_along
-from ._waiting import LoopWait, ThreadWait, Transport
-
-T = TypeVar("T")
+from ._transports import Transport
 
 CHECKPOINT_SECONDS = 0.001
 """An end that need not wait lets other tasks run, and looks whether its own is cancelled, so often.
@@ -62,16 +59,15 @@ class ChannelStatistics:
 
 
 class ChannelEnd(Movable):
-    """One end of a channel, in this process."""
+    """One end of a channel, in this process.
 
-    _transport_type: Any
+    :param transport: what carries its items
+    """
 
     def __init__(self, transport: Transport) -> None:
         self._transport: Any = transport
         self._state = EndState.OPEN
         self._checkpoint_at = -math.inf
-        self._loop_waits: dict[EventLoop, LoopWait] = {}
-        self._thread_wait: ThreadWait | None = None
         close_in_forks(self)
 
     # --- public -----------------------------------------------------------------------------------
@@ -83,10 +79,7 @@ class ChannelEnd(Movable):
         """
         transport = self._open_transport()
         try:
-            senders, receivers = transport.open_ends()
-            return ChannelStatistics(
-                transport.max_buffer_size, transport.in_flight(), senders, receivers
-            )
+            return ChannelStatistics(transport.max_buffer_size, *transport.statistics())
         except ValueError:
             raise self._closed_error() from None
 
@@ -131,15 +124,12 @@ class ChannelEnd(Movable):
         if self._state in (EndState.OPEN, EndState.CLAIMED):
             self._set(EndState.FORKED)
             self._transport.forget()
-        for wait in self._loop_waits.values():
-            wait.forget()
-        if self._thread_wait is not None:
-            self._thread_wait.forget()
+        self._transport.forget_waits()
 
     def _move(self) -> Transport:
         transport: Transport = self._transport
         self._set(EndState.MOVED)
-        self._end_waits()
+        transport.end_waits()
         return transport
 
     # --- inner workings ---------------------------------------------------------------------------
@@ -157,31 +147,6 @@ class ChannelEnd(Movable):
         await anyio.lowlevel.checkpoint()
         self._checkpoint_at = time.perf_counter() + CHECKPOINT_SECONDS
 
-    async def _wait_in_loop(self) -> None:
-        """Wait until it may be worth while to try again."""
-        loop = current_loop()
-        wait = self._loop_waits.get(loop)
-        if wait is None:
-            for other in list(self._loop_waits.values()):
-                if other.unused:  # of a loop that has ended, perhaps
-                    del self._loop_waits[other.loop]
-                    other.end_from_anywhere()
-            try:
-                wait = self._loop_waits[loop] = LoopWait(loop, self._open_transport())
-            except ValueError:
-                raise self._closed_error() from None
-        await wait.wait()
-        self._checkpoint_at = time.perf_counter() + CHECKPOINT_SECONDS
-
-    def _wait_in_thread(self, attempt: Callable[[], T | None], timeout: float | None) -> T | None:
-        """Try until something comes of it; ``None`` when the time is over."""
-        try:
-            if self._thread_wait is None:
-                self._thread_wait = ThreadWait(self._open_transport())
-            return self._thread_wait.wait(attempt, timeout)
-        except ValueError:
-            raise self._closed_error() from None
-
     def _clone_transport(self) -> Any:
         try:
             return self._open_transport().clone()
@@ -191,16 +156,7 @@ class ChannelEnd(Movable):
     def _close(self, state: EndState) -> None:
         self._set(state)
         self._transport.close()
-        self._end_waits()
-
-    def _end_waits(self) -> None:
-        self._transport.wake()
-        loop_waits, self._loop_waits = self._loop_waits, {}
-        for loop_wait in loop_waits.values():
-            loop_wait.end_from_anywhere()
-        thread_wait, self._thread_wait = self._thread_wait, None
-        if thread_wait is not None:
-            thread_wait.end()
+        self._transport.end_waits()
 
     def _set(self, state: EndState) -> None:
         self._state = state
@@ -215,11 +171,13 @@ class ChannelEnd(Movable):
 
     def __del__(self) -> None:
         state = getattr(self, "_state", None)
-        if state is EndState.OPEN:
-            warnings.warn(f"Unclosed {self!r}", ResourceWarning, stacklevel=1, source=self)
-            self._close(EndState.CLOSED)
-        elif state is EndState.CLAIMED:
-            self.release()
+        if state in (EndState.OPEN, EndState.CLAIMED):
+            text = f"Unclosed {self!r}"
+            self._set(EndState.CLOSED)
+            self._transport.close_soon()
+            self._transport.end_waits()
+            if state is EndState.OPEN:  # last, as a warning may be an error
+                warnings.warn(text, ResourceWarning, stacklevel=1, source=self)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} ({self._state.value}) at {id(self):#x}>"
@@ -232,15 +190,21 @@ class _TransportParcel(Parcel):
         self._transport = transport
 
     def take(self) -> None:
-        """Nobody else has it."""
+        if self._transport is not None:
+            self._transport.hand_over()
 
     def give_back(self) -> None:
         self.close()
 
+    def started(self) -> None:
+        if self._transport is not None:
+            self._transport.started()
+
     def close(self) -> None:
+        # The garbage collector may have called.
         transport, self._transport = self._transport, None
         if transport is not None:
-            transport.close()
+            transport.close_soon()
 
     def close_in_fork(self) -> None:
         transport, self._transport = self._transport, None
@@ -259,6 +223,7 @@ class _EndParcel(_TransportParcel):
         end, self._end = self._end, None
         if end is not None:
             self._transport = end._move()
+            self._transport.hand_over()
 
     def give_back(self) -> None:
         self._end = None
@@ -288,12 +253,12 @@ class LentEnd(Lent):
         self._transport.forget()
 
     def __del__(self) -> None:
-        self.close()
+        self._transport.close_soon()
 
 
 def _rebuild(cls: Any, packed: tuple[Any, ...]) -> Any:
-    sock, page, *rest = packed
-    return cls(cls._transport_type.rebuild(sock.detach(), page.detach(), *rest))
+    rebuild, *arguments = packed
+    return cls(rebuild(*arguments))
 
 
 def check_not_in_loop(method: str, instead: str) -> None:

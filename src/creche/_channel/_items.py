@@ -1,7 +1,8 @@
 """Items as packets, and back.
 
 A packet is a pickle; or a mark, a table of lengths and the sections of a payload; or a mark, flags
-and the table alone, while the sections lie in a segment that travels with the packet.
+and the table alone, while the sections lie in a segment that travels with the packet. Where packets
+can be of any size, there are no segments.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from .._errors import SerializationError
-from .._platform import PACKET_BYTES, Segment, SegmentReader, fresh_memory, write_segment
-from .._wire._framing import Section
+from .._platform import Segment, SegmentReader, fresh_memory, write_segment
+from .._wire._framing import Buffer, Section
 from .._wire._messages import (
     BUFFERS,
     HEAVY,
@@ -93,12 +94,19 @@ def _cannot_pickle(item: object, error: BaseException) -> SerializationError:
     )
 
 
-def inline_packet(payload: Payload) -> bytes | None:
-    """Make the packet of an item; ``None`` if it is too large for one."""
+def inline_packet(payload: Payload, packet_bytes: float, *, light: bool) -> bytes | None:
+    """Make the packet of an item; ``None`` if it is too large for one.
+
+    :param packet_bytes: what a packet can hold
+    :param light: do it only if it does not take long
+    :raises TooHeavyError: if it would
+    """
     sections = payload.sections
     size = sum(map(size_of, sections))
-    if size > PACKET_BYTES - 1 - 8 * (len(sections) + 1):
+    if size > packet_bytes - 1 - 8 * (len(sections) + 1):
         return None
+    if light and size > _AT_ONCE_BYTES:
+        raise TooHeavyError
     if len(sections) == 1:
         return b"".join(sections[0])
     pieces = (piece for section in sections for piece in section)
@@ -163,6 +171,31 @@ class ReceivedItem:
                 return load_from(readers[0], lengths[0], buffers, None)
             except Exception as error:
                 raise _cannot_unpickle(error) from error
+
+
+# What comes in a packet, and takes no time to be unpickled, whatever it is.
+_LIGHT_BYTES = 64 * 1024
+
+
+@dataclass(slots=True)
+class LargePacket:
+    """An item in a large packet, which came in pieces."""
+
+    pieces: list[Buffer]
+
+    at_once = False
+
+    def load(self) -> Any:
+        """Unpickle the item.
+
+        :raises SerializationError: if that fails
+        """
+        return load_packet(b"".join(self.pieces))
+
+
+def received_packet(pieces: list[Buffer]) -> bytes | LargePacket:
+    """Say what an item is whose packet came in pieces."""
+    return b"".join(pieces) if size_of(pieces) <= _LIGHT_BYTES else LargePacket(pieces)
 
 
 def load_other(packet: bytes, error: Exception) -> Any:

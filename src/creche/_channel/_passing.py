@@ -48,7 +48,11 @@ def send_along(parcel: Parcel) -> Callable[[int], Any]:
 
 
 def _close_when_started(popen: Any, parcel: Parcel) -> None:
-    """Close a parcel when ``multiprocessing`` has started a process, or has failed to do so."""
+    """Close a parcel when ``multiprocessing`` has started a process, or has failed to do so.
+
+    It does not tell us when a process has ended: an end that it has never unpickled is closed when
+    its process object is.
+    """
     parcels = Parcels()
     parcels.add(parcel)
     parcels.take()
@@ -57,9 +61,13 @@ def _close_when_started(popen: Any, parcel: Parcel) -> None:
 
     def look() -> None:
         popen: Any = starting()
-        # What it sets last, whichever start method it is of.
-        if popen is None or getattr(popen, "finalizer", None) is not None:
+        if popen is None:
             parcels.close()
+        # What it sets last, whichever start method it is of.
+        elif getattr(popen, "finalizer", None) is not None:
+            parcels.started()
+            # What is left: nobody can claim it when the process object was closed, or is gone.
+            weakref.finalize(popen, parcels.close).atexit = False
         else:
             watcher.call_later(_LOOK_AGAIN, look)
 

@@ -14,15 +14,16 @@ from anyio import get_cancelled_exc_class
 from anyio.abc import ObjectReceiveStream
 
 from .._durations import check_timeout
-from .._platform import PacketReceiver, Segment
 from ._end import CHECKPOINT_SECONDS, ChannelEnd, EndState, check_not_in_loop
-from ._items import ReceivedItem, load_other, load_packet
+from ._items import LargePacket, ReceivedItem, load_other, load_packet
+from ._transports import Received
 from ._waiting import ThreadJob
 
 T_co = TypeVar("T_co", covariant=True)
 
-Packet = bytes | tuple[bytes, Segment] | ThreadJob | None
-"""What there is to be received: an item, the end (``b""``), or nothing just now."""
+Packet = Received | ThreadJob
+
+_Item = bytes | ReceivedItem | LargePacket | ThreadJob
 
 _clock = time.perf_counter
 _loads = pickle.loads
@@ -35,8 +36,6 @@ class ChannelReceiveStream(ChannelEnd, ObjectReceiveStream[T_co]):
     for``, ``async with``) and a sync one for code without an event loop (:meth:`receive_sync`,
     ``for``, ``with``).
     """
-
-    _transport_type = PacketReceiver
 
     def __init__(self, transport: Any) -> None:
         super().__init__(transport)
@@ -95,7 +94,13 @@ class ChannelReceiveStream(ChannelEnd, ObjectReceiveStream[T_co]):
         :raises anyio.WouldBlock: if there is none just now
         :raises Exception: all that :meth:`receive` raises
         """
-        received = self._received(self._try())
+        packet = self._try()
+        if packet is None:
+            try:
+                packet = self._open_transport().receive_now()
+            except ValueError:
+                raise self._closed_error() from None
+        received = self._received(packet)
         if received is None:
             raise anyio.WouldBlock
         return self._load(received)  # type: ignore[no-any-return]
@@ -159,16 +164,23 @@ class ChannelReceiveStream(ChannelEnd, ObjectReceiveStream[T_co]):
 
     async def _receive_other(self, packet: Packet) -> Any:
         while (received := self._received(packet)) is None:
-            await self._wait_in_loop()
-            packet = self._try()
+            try:
+                packet = await self._transport.receive_later(self._open_transport)
+            except ValueError:
+                raise self._closed_error() from None
+            self._checkpoint_at = _clock() + CHECKPOINT_SECONDS
+            if packet is None:
+                packet = self._try()
         return await self._load_apart(received)
 
     def _receive_other_sync(self, packet: Packet, timeout: float | None) -> Any:
         seconds = check_timeout(timeout)
         if packet is None:
             self._check_not_in_loop()
-            waited: Any = self._wait_in_thread(self._try, seconds)
-            packet = waited
+            try:
+                packet = self._transport.receive_blocking(self._open_transport, seconds)
+            except ValueError:
+                raise self._closed_error() from None
         received = self._received(packet)
         if received is None:
             raise TimeoutError(f"no item came in {seconds:g} seconds")
@@ -184,15 +196,13 @@ class ChannelReceiveStream(ChannelEnd, ObjectReceiveStream[T_co]):
         except ValueError:
             raise self._closed_error() from None
 
-    def _received(self, packet: Packet) -> bytes | ReceivedItem | ThreadJob | None:
+    def _received(self, packet: Packet) -> _Item | None:
         """Say what was received; ``None`` if there is nothing just now."""
-        if packet is None or isinstance(packet, ThreadJob):
-            return packet
-        if type(packet) is tuple:
+        if isinstance(packet, tuple):
             return ReceivedItem(*packet)
-        if not packet:
+        if packet == b"":
             raise anyio.EndOfStream
-        return packet  # type: ignore[return-value]
+        return packet
 
     def _take_unclaimed(self) -> Packet:
         job = self._unclaimed.popleft()
@@ -207,16 +217,16 @@ class ChannelReceiveStream(ChannelEnd, ObjectReceiveStream[T_co]):
         else:
             self._take = self._transport.receive
 
-    def _load(self, packet: bytes | ReceivedItem | ThreadJob) -> Any:
+    def _load(self, packet: _Item) -> Any:
         if isinstance(packet, bytes):
             return load_packet(packet)
-        if isinstance(packet, ReceivedItem):
-            return packet.load()
-        return packet.result_in_thread()
+        if isinstance(packet, ThreadJob):
+            return packet.result_in_thread()
+        return packet.load()
 
-    async def _load_apart(self, packet: bytes | ReceivedItem | ThreadJob) -> Any:
+    async def _load_apart(self, packet: _Item) -> Any:
         """Unpickle an item that may take long, in a thread."""
-        if isinstance(packet, ReceivedItem) and not packet.at_once:
+        if isinstance(packet, ReceivedItem | LargePacket) and not packet.at_once:
             packet = ThreadJob(packet.load)
         if not isinstance(packet, ThreadJob):
             return self._load(packet)

@@ -11,7 +11,7 @@ import anyio
 from anyio.abc import ObjectSendStream
 
 from .._durations import check_timeout
-from .._platform import PacketSender, Segment
+from .._platform import Segment
 from .._wire._payloads import TooHeavyError
 from ._end import CHECKPOINT_SECONDS, ChannelEnd, EndState, check_not_in_loop
 from ._items import LargeItem, dump_item, dump_small, inline_packet, large_item
@@ -28,8 +28,6 @@ class ChannelSendStream(ChannelEnd, ObjectSendStream[T_contra]):
     Any number of tasks and threads may use it. It has an async face (:meth:`send`, ``async with``)
     and a sync one for code without an event loop (:meth:`send_sync`, ``with``).
     """
-
-    _transport_type = PacketSender
 
     def __init__(self, transport: Any) -> None:
         super().__init__(transport)
@@ -70,7 +68,7 @@ class ChannelSendStream(ChannelEnd, ObjectSendStream[T_contra]):
         :raises Exception: all that :meth:`send` raises
         """
         packet, segment = self._prepare(item)
-        if not self._try(packet, segment):
+        if not self._try_now(packet, segment):
             raise anyio.WouldBlock
 
     def send_sync(self, item: T_contra, timeout: float | None = None) -> None:
@@ -119,11 +117,11 @@ class ChannelSendStream(ChannelEnd, ObjectSendStream[T_contra]):
     def _wait_and_send(self, packet: bytes, segment: Segment | None, timeout: float | None) -> None:
         self._check_not_in_loop()
         seconds = check_timeout(timeout)
-
-        def attempt() -> bool | None:
-            return self._try(packet, segment) or None
-
-        if self._wait_in_thread(attempt, seconds) is None:
+        try:
+            sent = self._transport.send_blocking(self._open_transport, packet, segment, seconds)
+        except (ValueError, BrokenPipeError) as error:
+            raise self._error(error) from None
+        if not sent:
             raise TimeoutError(f"the channel's buffer was full for {seconds:g} seconds")
 
     def _check_not_in_loop(self) -> None:
@@ -131,10 +129,16 @@ class ChannelSendStream(ChannelEnd, ObjectSendStream[T_contra]):
         self._used_in_thread = True
 
     def _try(self, packet: bytes, segment: Segment | None = None) -> bool:
+        if segment is not None:
+            return self._try_now(packet, segment)
         try:
-            if segment is None:
-                return self._put(packet)
-            return self._open_transport().send_segment(packet, segment)  # type: ignore[no-any-return]
+            return self._put(packet)
+        except (ValueError, BrokenPipeError) as error:
+            raise self._error(error) from None
+
+    def _try_now(self, packet: bytes, segment: Segment | None) -> bool:
+        try:
+            return self._open_transport().send_now(packet, segment)  # type: ignore[no-any-return]
         except (ValueError, BrokenPipeError) as error:
             raise self._error(error) from None
 
@@ -175,8 +179,9 @@ class ChannelSendStream(ChannelEnd, ObjectSendStream[T_contra]):
 
     def _lay_out(self, item: T_contra, *, light: bool) -> tuple[bytes, LargeItem | None]:
         payload = dump_item(item, light=light)
-        packet = inline_packet(payload)
-        if packet is not None and self._open_transport().fits(len(packet)):
+        transport = self._open_transport()
+        packet = inline_packet(payload, transport.packet_bytes, light=light)
+        if packet is not None and transport.fits(len(packet)):
             return packet, None
         large = large_item(payload)
         return large.header, large
@@ -191,7 +196,10 @@ class ChannelSendStream(ChannelEnd, ObjectSendStream[T_contra]):
         return result
 
     async def _send_when_room(self, packet: bytes, segment: Segment | None) -> None:
-        while True:
-            await self._wait_in_loop()
-            if self._try(packet, segment):
-                return
+        sent = False
+        while not sent:
+            try:
+                sent = await self._transport.send_later(self._open_transport, packet, segment)
+            except (ValueError, BrokenPipeError) as error:
+                raise self._error(error) from None
+            self._checkpoint_at = _clock() + CHECKPOINT_SECONDS

@@ -198,6 +198,11 @@ def after_fork(source: Source, born: int) -> Source:
     return Nowhere() if ref is None else There(ref, source.obj)
 
 
+def this_party() -> Party:
+    """Who this process is to the states that are here."""
+    return _places.party
+
+
 def open_hub() -> Hub:
     """Return the hub of this process, made on demand.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from typing import Any
@@ -44,6 +45,7 @@ class Wait(Ticket):
         return self._wake()
 
     def fail(self, error: BaseException) -> None:
+        """Have it end in an error; whoever waits may do so, too, while the answer is on its way."""
         self._error = error
         self.is_done = True
         self._wake()
@@ -54,8 +56,10 @@ class Wait(Ticket):
         :raises Exception: where that was an error
         """
         if self._error is not None:
-            error, self._error = self._error, None
-            raise error
+            try:
+                raise self._error
+            finally:
+                self._error = None  # or it would refer to itself, through its traceback
         return self._value
 
     def arm(self) -> None:
@@ -110,7 +114,8 @@ class ThreadWait(Wait):
 
     def _wake(self) -> bool:
         if self._gate is not None:
-            self._gate.release()
+            with contextlib.suppress(RuntimeError):  # woken twice: see fail()
+                self._gate.release()
         return True
 
     def wait(self, timeout: float | None) -> bool:

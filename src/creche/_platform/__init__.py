@@ -96,11 +96,15 @@ LOOPS_CAN_READ = sys.platform != "win32"
 WATCHER_TAKES_SOCKETS = sys.platform != "win32"
 """Whether :class:`Poller` can wait for sockets that are not ends of pipes."""
 
+HAS_PACKET_SOCKETS = sys.platform == "linux"
+"""Whether sockets keep packets whole and tell of room, so that channels can be made of them."""
+
 LONGEST_DEAF_WAIT = 0.1 if sys.platform == "win32" else None
 """Seconds that a thread may wait for a lock at once, where a request to stop does not end that."""
 
 __all__ = [
     "DEFAULT_START_METHOD",
+    "HAS_PACKET_SOCKETS",
     "LONGEST_DEAF_WAIT",
     "LOOPS_CAN_READ",
     "PACKET_BYTES",

@@ -104,6 +104,9 @@ class SegmentReader:
         return line
 
 
+_NONE = b"n"
+
+
 class SegmentSocket:
     """One end of the socket over which descriptors of segments and streams travel."""
 
@@ -134,15 +137,18 @@ class SegmentSocket:
 
         :raises OSError: if nobody is there to receive them, or they are too many
         """
-        socket.send_fds(self._socket, [b"h"], descriptors)
+        if descriptors:
+            socket.send_fds(self._socket, [b"h"], descriptors)
+        else:
+            self._socket.send(_NONE)
 
     def receive_all(self) -> list[int]:
         """Receive descriptors that were sent together.
 
-        :raises EOFError: if there are none
+        :raises EOFError: if there are none, but should be
         """
-        _, descriptors, _, _ = socket.recv_fds(self._socket, 1, MAX_TOGETHER)
-        if not descriptors:
+        data, descriptors, _, _ = socket.recv_fds(self._socket, 1, MAX_TOGETHER)
+        if not descriptors and data != _NONE:
             raise EOFError("no descriptors came with the message that announced them")
         for descriptor in descriptors:
             os.set_inheritable(descriptor, False)

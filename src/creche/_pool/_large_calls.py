@@ -50,7 +50,8 @@ class LargeCallSender:
         self._flags = 0
         port = self._channel.segments
         if call.payload.handles is not None:
-            if port is None or not port.send_handles(call.payload.handles.descriptors):
+            descriptors = call.payload.handles.descriptors
+            if descriptors if port is None else not port.send_handles(descriptors):
                 self.call = None
                 return False
             self._flags = HANDLES

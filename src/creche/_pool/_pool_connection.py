@@ -89,8 +89,8 @@ class PoolConnection:
         """Receive the rest of a call, of which the payload has ``size`` bytes; unpickle it."""
         if not flags & HANDLES:
             return self._receive_large(flags, payload, size)
-        assert self._segments is not None
-        with received_with_call(self._segments.receive_handles()):
+        descriptors = [] if self._segments is None else self._segments.receive_handles()
+        with received_with_call(descriptors):
             call = self._receive_large(flags & ~HANDLES, payload, size)
         self.send_empty(FrameKind.RUNNING)
         return call

@@ -108,9 +108,9 @@ class SegmentPort:
         return True
 
     def receive_handles(self) -> list[int]:
-        """Receive the descriptors that move with a call.
+        """Receive the descriptors that move with a call, if any do.
 
-        :raises EOFError: if there are none
+        :raises EOFError: if they should, but do not come
         """
         return self._socket.receive_all()
 

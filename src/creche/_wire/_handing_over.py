@@ -78,6 +78,8 @@ class Claims:
         arguments = () if call is None else (*call.args, *call.kwargs.values())
         self._arguments = [obj for obj in arguments if isinstance(obj, Movable)]
         self._claimed: list[Movable] = []
+        self.parcels = Parcels()
+        """What is on its way to the process, once the call has been pickled."""
 
     def claim(self) -> None:
         """Have the arguments be of no more use elsewhere; once.
@@ -92,6 +94,7 @@ class Claims:
         claimed, self._claimed = self._claimed, []
         for movable in claimed:
             movable.release()
+        self.parcels.close()
 
 
 def lend_all(objects: Iterable[Any]) -> tuple[tuple[Any, ...], list[Lent]]:
@@ -116,9 +119,14 @@ class Parcel(ABC):
     def give_back(self) -> None:
         """Leave it to the object: pickling has failed."""
 
+    def started(self) -> None:
+        """The process exists, and has inherited its descriptors: close our copies of them."""
+        self.close()
+
     @abstractmethod
     def close(self) -> None:
-        """Close our copies, if they were taken. May be called more than once."""
+        """The other process has it, or never will: close our copies, if they were taken. May be
+        called more than once."""
 
     @abstractmethod
     def close_in_fork(self) -> None:
@@ -162,6 +170,12 @@ class Parcels:
         parcels, self._parcels = self._parcels, []
         for parcel in parcels:
             parcel.give_back()
+
+    def started(self) -> None:
+        """The process of the call exists: only what does not come to it by itself is left."""
+        self.fork_thread = None
+        for parcel in self._parcels:
+            parcel.started()
 
     def close(self) -> None:
         """The call has been made, or never will be."""

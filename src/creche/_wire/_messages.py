@@ -48,8 +48,8 @@ KEPT = 64
 STREAM = 128
 """The payload follows through a stream."""
 HANDLES = 8
-"""Descriptors come with the call, which the worker says that it has received. (Of a call; of an
-answer it is :data:`LAST`.)"""
+"""Something moves with the call, descriptors perhaps: the worker says when it has it. (Of a call;
+of an answer it is :data:`LAST`.)"""
 
 
 # Which of the numbers that a worker shares with its pool tells what.

@@ -42,6 +42,7 @@ class ArgumentHandles:
     started. Its ``descriptors`` then go to the child with the process object.
 
     :param inherited: whether the child is a fork of this process and shares its objects
+    :param parcels: takes what moves to the child
     """
 
     class DupFd:
@@ -53,10 +54,10 @@ class ArgumentHandles:
         def detach(self) -> int:
             return self._descriptor
 
-    def __init__(self, *, inherited: bool = False) -> None:
+    def __init__(self, *, inherited: bool = False, parcels: Parcels | None = None) -> None:
         self.descriptors: list[int] = []
         self.objects: list[object] | None = [] if inherited else None
-        self.parcels = Parcels()
+        self.parcels = Parcels() if parcels is None else parcels
         """What moves to the child."""
         if inherited:
             self.parcels.fork_thread = threading.get_ident()
