@@ -25,9 +25,12 @@ OBJECTS: dict[str, dict[str, dict[str, str]]] = {
             "multiprocessing.context.BaseContext": (
                 "library/multiprocessing.html#multiprocessing.get_context"
             ),
+            "contextvars.ContextVar": "library/contextvars.html#$",
+            "logging.Logger": "library/logging.html#$",
             "contextlib.AbstractContextManager": "library/contextlib.html#$",
             "collections.abc.AsyncIterable": "library/collections.abc.html#$",
             "collections.abc.AsyncIterator": "library/collections.abc.html#$",
+            "collections.abc.Awaitable": "library/collections.abc.html#$",
             "collections.abc.Callable": "library/collections.abc.html#$",
             "collections.abc.Coroutine": "library/collections.abc.html#$",
             "collections.abc.Generator": "library/collections.abc.html#$",
@@ -89,6 +92,9 @@ OBJECTS: dict[str, dict[str, dict[str, str]]] = {
             "anyio.CapacityLimiter": "api.html#$",
             "anyio.Event": "api.html#$",
             "anyio.Lock": "api.html#$",
+            "anyio.abc.ObjectReceiveStream": "api.html#$",
+            "anyio.abc.ObjectSendStream": "api.html#$",
+            "anyio.abc.ObjectStream": "api.html#$",
             "anyio.abc.TaskGroup": "api.html#$",
             "CancelScope": "api.html#anyio.CancelScope",
             "CapacityLimiter": "api.html#anyio.CapacityLimiter",
