@@ -13,6 +13,7 @@ import anyio
 import pytest
 import support
 import talk_targets as targets
+from log_collector import Collector
 from support import TIMEOUT, Announcements
 
 from creche import (
@@ -27,29 +28,6 @@ from creche import (
 )
 
 pytestmark = pytest.mark.anyio
-
-
-class Collector(logging.Handler):
-    """Keeps the records that reach it, and the threads that bring them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.records: list[logging.LogRecord] = []
-        self.threads: set[str] = set()
-        self.gate: threading.Event | None = None
-        self.fails = False
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if self.gate is not None:
-            assert self.gate.wait(TIMEOUT)
-        if self.fails:
-            raise LookupError("a handler that fails")
-        self.records.append(record)
-        self.threads.add(threading.current_thread().name)
-
-    @property
-    def messages(self) -> list[str]:
-        return [record.getMessage() for record in self.records]
 
 
 @pytest.fixture

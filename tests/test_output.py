@@ -16,6 +16,7 @@ from typing import Any
 import anyio
 import output_targets as targets
 import pytest
+from log_collector import Collector
 from support import (
     TIMEOUT,
     Announcements,
@@ -37,23 +38,6 @@ from creche._platform import _connection_wire, _output_connection
 from creche._platform._connection_poller import ConnectionPoller
 
 pytestmark = pytest.mark.anyio
-
-
-class Collector(logging.Handler):
-    """Keeps records."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.records: list[logging.LogRecord] = []
-        self.threads: set[str] = set()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.records.append(record)
-        self.threads.add(threading.current_thread().name)
-
-    @property
-    def lines(self) -> list[str]:
-        return [record.getMessage() for record in self.records]
 
 
 @pytest.fixture
@@ -113,14 +97,14 @@ async def test_c_code_and_grandchildren_are_captured(
         targets.write_by_all_ways, stdout=LOGGER, stderr="stdout", start_method=start_method
     )
     expected = ["python", "system call", "c library", "program", "shell", "original"]
-    assert collector.lines == expected
+    assert collector.messages == expected
 
 
 async def test_both_into_one_keep_their_order(collector: Collector, start_method: str) -> None:
     await run_in_process(
         targets.write_alternately, 200, stdout=LOGGER, stderr="stdout", start_method=start_method
     )
-    assert collector.lines == [str(number) for number in range(200)]
+    assert collector.messages == [str(number) for number in range(200)]
     assert {record.levelno for record in collector.records} == {logging.INFO}
 
 
@@ -128,7 +112,7 @@ async def test_async_functions(collector: Collector, start_method: str) -> None:
     assert await run_in_process(
         targets.write_async, "hello", stdout=LOGGER, start_method=start_method
     )
-    assert collector.lines == ["hello"]
+    assert collector.messages == ["hello"]
 
 
 async def test_outcome_comes_after_the_lines(collector: Collector) -> None:
@@ -136,7 +120,7 @@ async def test_outcome_comes_after_the_lines(collector: Collector) -> None:
     pause = threading.Event()
     LOGGER.addFilter(lambda record: pause.wait(0.00001) or True)
     assert await run_in_process(targets.count_up, 20_000, 20, stdout=LOGGER) == 20_000
-    assert [int(line.rstrip(".")) for line in collector.lines] == list(range(20_000))
+    assert [int(line.rstrip(".")) for line in collector.messages] == list(range(20_000))
 
 
 @pytest.mark.parametrize(
@@ -152,7 +136,7 @@ async def test_last_words(
 ) -> None:
     with pytest.raises(error):
         await run_in_process(target, stdout=LOGGER, start_method=start_method)
-    assert collector.lines == lines
+    assert collector.messages == lines
 
 
 async def test_handler_that_hangs_does_not_hold_up_the_outcome(collector: Collector) -> None:
@@ -164,12 +148,12 @@ async def test_handler_that_hangs_does_not_hold_up_the_outcome(collector: Collec
                 targets.write, "x\n", "", 5, stdout=LOGGER, stop=StopPolicy(exit_timeout=0.1)
             )
         assert value == 5
-        assert collector.lines == []
+        assert collector.messages == []
     finally:
         hanging.set()
     # The thread goes on.
     await run_in_process(targets.write, "y\n", stdout=LOGGER)
-    assert collector.lines == ["x", "y"]
+    assert collector.messages == ["x", "y"]
 
 
 async def test_handler_that_hangs_does_not_hold_up_a_cancellation(
@@ -203,14 +187,14 @@ async def test_filter_that_fails_costs_its_line_alone(
 
     LOGGER.addFilter(refuse)
     await run_in_process(targets.write, "a\nb\nc\n", stdout=LOGGER)
-    assert collector.lines == ["a", "c"]
+    assert collector.messages == ["a", "c"]
     assert "cannot log a line" in caplog.text
 
 
 async def test_level_that_is_off(collector: Collector) -> None:
     LOGGER.setLevel(logging.WARNING)
     await run_in_process(targets.write, "quiet\n", "loud\n", stdout=LOGGER, stderr=LOGGER)
-    assert collector.lines == ["loud"]
+    assert collector.messages == ["loud"]
 
 
 async def test_child_waits_for_a_handler_that_is_behind(collector: Collector) -> None:
@@ -226,7 +210,7 @@ async def test_child_waits_for_a_handler_that_is_behind(collector: Collector) ->
         assert sink.sink._size < 512 * 1024
         assert process.is_alive()
         release.set()
-    assert len(collector.lines) == 50_000
+    assert len(collector.messages) == 50_000
 
 
 async def test_output_and_log_records_at_once(collector: Collector, start_method: str) -> None:
@@ -238,8 +222,8 @@ async def test_output_and_log_records_at_once(collector: Collector, start_method
         start_method=start_method,
     )
     await process
-    printed = [line for line in collector.lines if line.startswith("printed")]
-    logged = [line for line in collector.lines if line.startswith("logged")]
+    printed = [line for line in collector.messages if line.startswith("printed")]
+    logged = [line for line in collector.messages if line.startswith("logged")]
     assert printed == [f"printed {number}" for number in range(50)]
     assert logged == [f"logged {number}" for number in range(50)]
     assert {record.process for record in collector.records} == {process.pid}
@@ -461,7 +445,7 @@ async def test_logger_and_a_descendant_that_keeps_the_pipe(
             targets.leave_writer_behind, False, stdout=LOGGER, start_method=start_method
         )
     os.kill(pid, signal.SIGKILL)
-    assert collector.lines == ["left behind"]
+    assert collector.messages == ["left behind"]
 
 
 async def test_process_that_closes_its_output(
@@ -551,7 +535,7 @@ async def test_many_cycles_leave_nothing_behind(collector: Collector) -> None:
             processes = [nursery.start_soon(targets.write, "a\n", "b\n") for _ in range(5)]
         for process in processes:
             assert await read_all(process.stdout) == ["a"]
-    assert len(collector.lines) == 100
+    assert len(collector.messages) == 100
     assert len(os.listdir("/proc/self/fd")) <= before + 2
 
 
@@ -566,13 +550,13 @@ async def test_nursery_default_and_exception_to_it(collector: Collector, start_m
         assert await read_all(other.stdout) == ["streamed", "here"]
         assert await read_all(third.stderr) == ["apart"]
         assert await nursery.start(targets.write_started, "ready") == "ready"
-    assert sorted(collector.lines) == ["logged", "logged too", "ready"]
+    assert sorted(collector.messages) == ["logged", "logged too", "ready"]
 
 
 async def test_nursery_start_with_options(collector: Collector) -> None:
     async with open_nursery() as nursery:
         assert await nursery.start(targets.write_started, "up", stdout=LOGGER) == "up"
-    assert collector.lines == ["up"]
+    assert collector.messages == ["up"]
 
 
 @creche.in_process(stdout=LOGGER, stderr="stdout")
@@ -584,7 +568,7 @@ def decorated(line: str) -> str:
 
 async def test_decorator(collector: Collector) -> None:
     assert await decorated("x") == "x"
-    assert collector.lines == ["x", "x"]
+    assert collector.messages == ["x", "x"]
 
 
 async def test_pool(collector: Collector, start_method: str) -> None:
@@ -595,7 +579,7 @@ async def test_pool(collector: Collector, start_method: str) -> None:
         await pool.run(targets.write, "", "to stderr\n")
     names = {record.processName or "" for record in collector.records}
     assert all(name.startswith("printers-worker-") for name in names)
-    lines = collector.lines
+    lines = collector.messages
     assert sorted(lines) == sorted([*(f"item {n}" for n in range(100)), "to stderr"])
 
 
@@ -606,7 +590,7 @@ async def test_worker_that_dies_leaves_its_last_words(
         with pytest.raises(creche.ProcessDied):
             await pool.run(targets.write_and_kill)
         await pool.run(targets.write, "next\n")
-    assert collector.lines == ["last words", "cut off", "next"]
+    assert collector.messages == ["last words", "cut off", "next"]
 
 
 # --- options --------------------------------------------------------------------------------------
@@ -704,7 +688,7 @@ async def test_python_code_is_captured(collector: Collector, start_method: str) 
         start_method=start_method,
     )
     assert value == 7
-    assert sorted(collector.lines) == ["last", "one", "two \\udcff", "wrong"]
+    assert sorted(collector.messages) == ["last", "one", "two \\udcff", "wrong"]
 
 
 @pytest.mark.usefixtures("connections")
@@ -712,7 +696,7 @@ async def test_python_code_is_captured_into_one(collector: Collector, start_meth
     await run_in_process(
         targets.write_alternately, 200, stdout=LOGGER, stderr="stdout", start_method=start_method
     )
-    assert collector.lines == [str(number) for number in range(200)]
+    assert collector.messages == [str(number) for number in range(200)]
 
 
 @pytest.mark.usefixtures("connections")
@@ -741,7 +725,7 @@ async def test_last_words_of_python_code(
 ) -> None:
     with pytest.raises(error):
         await run_in_process(target, stdout=LOGGER, start_method=start_method)
-    assert collector.lines[0] == "last words"
+    assert collector.messages[0] == "last words"
 
 
 @pytest.mark.usefixtures("connections")
@@ -759,4 +743,4 @@ async def test_blocked_python_code_is_killed(start_method: str) -> None:
 async def test_pool_of_python_code(collector: Collector, start_method: str) -> None:
     async with open_pool(2, stdout=LOGGER, start_method=start_method) as pool:
         assert await pool.map(targets.print_item, range(20)) == list(range(20))
-    assert sorted(collector.lines) == sorted(f"item {n}" for n in range(20))
+    assert sorted(collector.messages) == sorted(f"item {n}" for n in range(20))

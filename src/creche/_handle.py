@@ -91,12 +91,13 @@ class ProcessHandle(ProcessLife):
         :raises ProcessStateError: if it was started already
         :raises anyio.ClosedResourceError: if an argument cannot be handed over
         """
-        self.claims.claim()
-        self._advance(Event.START)
-        self._maybe_runtime = runtime
-        runtime.live.add(self)
         # A KeyboardInterrupt may strike here at any moment, and under Trio it does. It must not
-        # find the main thread holding a lock that other threads need.
+        # find the main thread holding a lock that other threads need, nor a process in a state in
+        # which the watcher stops it, before the watcher is known.
+        self.claims.claim()
+        self._maybe_runtime = runtime
+        self._advance(Event.START)
+        runtime.live.add(self)
         runtime.starter.submit(lambda: self._start(backend))
         if self.timeout is not None:
             runtime.watcher.call_soon(self._start_timeout)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import Any, TypeVar
 
 import anyio.lowlevel
 from anyio.abc import ObjectStream
 
 from .._wire._handing_over import Lent, Movable
+from ._end import ClosedByWith
 from ._receive_stream import ChannelReceiveStream
 from ._send_stream import ChannelSendStream
 
 T_Item = TypeVar("T_Item")
 
 
-class ChannelStream(Movable, ObjectStream[T_Item]):
+class ChannelStream(ClosedByWith, Movable, ObjectStream[T_Item]):
     """An end of a duplex channel; made by :class:`create_duplex_channel`.
 
     It consists of a :attr:`send_stream` and a :attr:`receive_stream`, whose methods it has, and is
@@ -109,17 +109,6 @@ class ChannelStream(Movable, ObjectStream[T_Item]):
 
     def __next__(self) -> T_Item:
         return next(self.receive_stream)
-
-    def __enter__(self) -> ChannelStream[T_Item]:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class _LentStream(Lent):

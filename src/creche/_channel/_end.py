@@ -6,9 +6,10 @@ import enum
 import math
 import time
 import warnings
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import anyio
 import anyio.lowlevel
@@ -58,7 +59,25 @@ class ChannelStatistics:
     """How many ends there are that receive."""
 
 
-class ChannelEnd(Movable):
+class ClosedByWith(ABC):
+    """What ``with`` closes in the end."""
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class ChannelEnd(ClosedByWith, Movable):
     """One end of a channel, in this process.
 
     :param transport: what carries its items

@@ -6,7 +6,6 @@ import pickle
 import time
 from collections import deque
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any, TypeVar
 
 import anyio
@@ -148,17 +147,6 @@ class ChannelReceiveStream(ChannelEnd, ObjectReceiveStream[T_co]):
             return self.receive_sync()
         except anyio.EndOfStream:
             raise StopIteration from None
-
-    def __enter__(self) -> ChannelReceiveStream[T_co]:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        self.close()
 
     # --- inner workings ---------------------------------------------------------------------------
 

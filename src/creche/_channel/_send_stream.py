@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any, TypeVar
 
 import anyio
@@ -100,17 +99,6 @@ class ChannelSendStream(ChannelEnd, ObjectSendStream[T_contra]):
         :raises OSError: if there are no descriptors left, or the channel has 512 sending ends
         """
         return ChannelSendStream(self._clone_transport())
-
-    def __enter__(self) -> ChannelSendStream[T_contra]:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        self.close()
 
     # --- inner workings ---------------------------------------------------------------------------
 
