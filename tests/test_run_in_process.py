@@ -17,6 +17,8 @@ from support import Announcements
 
 import creche
 from creche import run_in_process
+from creche._handle import ProcessHandle
+from creche._lifecycle import Event
 
 pytestmark = pytest.mark.anyio
 
@@ -210,3 +212,22 @@ def test_decorated_function_looks_like_the_original() -> None:
 
 async def test_decorated_function_within_a_child() -> None:
     assert await run_in_process(targets.decorated, 1) == 2
+
+
+class Struck(BaseException):
+    """As a KeyboardInterrupt, which Trio raises wherever the main thread is just then."""
+
+
+async def test_interrupted_when_it_has_just_begun_to_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    advance = ProcessHandle._advance
+
+    def advance_and_strike(handle: ProcessHandle, event: Event) -> None:
+        advance(handle, event)
+        if event is Event.START:
+            raise Struck
+
+    monkeypatch.setattr(ProcessHandle, "_advance", advance_and_strike)
+    with pytest.raises(Struck):
+        await run_in_process(support.double, 1)
