@@ -114,9 +114,9 @@ def _set_up(sock: socket.socket) -> None:
 
 def _is_friend(sock: socket.socket) -> bool:
     """Whether the other end may be trusted to know the secret; it has to show that it does."""
-    if sys.platform != "linux" or sock.family != _AF_UNIX:
-        return True
-    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    _, user, _ = struct.unpack("3i", credentials)
-    # A child may have given up the rights of its parent.
-    return os.geteuid() in (user, 0) or user == 0
+    if sys.platform == "linux" and sock.family == _AF_UNIX:
+        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        _, user, _ = struct.unpack("3i", credentials)
+        # A child may have given up the rights of its parent.
+        return os.geteuid() in (user, 0) or user == 0
+    return True
