@@ -11,7 +11,7 @@ from ._platform import ParentWire
 from ._progress_feed import ProgressFeed, decode_progress
 from ._request_server import RequestServer
 from ._watcher import Watcher
-from ._wire._framing import Frame, FrameKind, pack
+from ._wire._framing import BadFrameError, Frame, FrameKind, pack
 from ._wire._outcomes import Message
 from ._wire._requests import encode_number
 from ._worker_threads import WorkerThreads
@@ -57,15 +57,16 @@ class Conversation:
 
         :param on_idle: called when nothing that it has said waits for anybody any more
         """
-        watcher = self._threads.watcher
         self._wire = wire
         self._on_idle = on_idle
-        self._logs = LogReceiver(
-            self._log_target,
-            self._threads.loggers,
-            lambda count: self._send((FrameKind.LOGGED, [encode_number(count)])),
-            lambda: watcher.call_soon(on_idle),
-        )
+        if self._log_target is not False:
+            self._logs = LogReceiver(
+                self._log_target,
+                self._threads.loggers,
+                self._threads.watcher.call_soon,
+                lambda count: self._send((FrameKind.LOGGED, [encode_number(count)])),
+                on_idle,
+            )
 
     @property
     def busy(self) -> bool:
@@ -94,7 +95,8 @@ class Conversation:
             case FrameKind.PROGRESS:
                 self.progress._report(decode_progress(frame.sections[0]))
             case FrameKind.LOG:
-                assert self._logs is not None
+                if self._logs is None:
+                    raise BadFrameError("the child has sent log records that nobody asked for")
                 self._logs.receive(frame.sections[0])
             case _:
                 return False

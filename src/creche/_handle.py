@@ -251,7 +251,8 @@ class ProcessHandle(ProcessLife):
         if self._inbox is not None:
             self._inbox.decode_exit(self._known_exitcode)
         self.output.process_ended(self.policy.exit_timeout)
-        self._call_later(self.policy.exit_timeout, self.conversation.give_up)
+        if self.conversation.busy:
+            self._call_later(self.policy.exit_timeout, self.conversation.give_up)
         self._settle_if_known()
         if self._stopping:
             self._expect_unpickled()

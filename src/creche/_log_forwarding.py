@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import pickle
 import threading
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from ._parent_connection import ParentConnection
+from ._thread_queue import ThreadQueue
 from ._wire._framing import Buffer, Frame, FrameKind, Section
 from ._wire._payloads import dump, load
 from ._wire._requests import decode_number
@@ -118,59 +118,44 @@ class LogReceiver:
     watcher. Everything else in here runs in the watcher.
 
     :param threads: one thread, for all children, so that records stay in order
-    :param acknowledge: called, in any thread, with a number of records that have been handled
-    :param on_idle: called, in any thread, when all that has come has been handled
+    :param call_soon: calls in the watcher
+    :param acknowledge: called, in the thread, with a number of records that have been handled
+    :param on_idle: called when all that has come has been handled
     """
 
     def __init__(
         self,
         target: LogTarget,
         threads: WorkerThreads,
+        call_soon: Callable[[Callable[[], None]], None],
         acknowledge: Callable[[int], object],
         on_idle: Callable[[], object],
     ) -> None:
         self._target = target
-        self._threads = threads
         self._acknowledge = acknowledge
-        self._on_idle = on_idle
-        self._waiting: deque[Section] = deque()
-        self._lock = threading.Lock()
-        self._handling = False
         self._handled = 0
+        self._queue: ThreadQueue[Section] = ThreadQueue(
+            threads, call_soon, self._take, lambda _: None, on_idle
+        )
 
     @property
     def busy(self) -> bool:
         """Whether something has come that is not handled yet."""
-        return self._handling
+        return self._queue.busy
 
     def receive(self, section: Section) -> None:
         """Take in a record."""
-        with self._lock:
-            self._waiting.append(section)
-            if self._handling:
-                return
-            self._handling = True
-        try:
-            self._threads.submit(self._handle_all)
-        except RuntimeError:  # no threads left, or the interpreter ends
-            self._handle_all()
+        self._queue.add(section)
 
-    def _handle_all(self) -> None:
-        while True:
-            with self._lock:
-                if not self._waiting:
-                    self._handling = False
-                    break
-                section = self._waiting.popleft()
-            try:
-                self._handle(section)
-            except BaseException:  # in the application's handlers, or its objects
-                _logger.exception("a log record of a child could not be handled")
-            self._handled += 1
-            if self._handled == _ACKNOWLEDGED:
-                self._acknowledge(self._handled)
-                self._handled = 0
-        self._on_idle()
+    def _take(self, section: Section) -> None:
+        try:
+            self._handle(section)
+        except BaseException:  # in the application's handlers, or its objects
+            _logger.exception("a log record of a child could not be handled")
+        self._handled += 1
+        if self._handled == _ACKNOWLEDGED:
+            self._acknowledge(self._handled)
+            self._handled = 0
 
     def _handle(self, section: Section) -> None:
         record = logging.makeLogRecord(load([section], None))

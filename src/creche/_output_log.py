@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from ._output_lines import LineSplitter
+from ._thread_queue import ThreadQueue
 from ._worker_threads import WorkerThreads
 
 _logger = logging.getLogger("creche")
@@ -33,11 +34,10 @@ class LineLogger:
         self._level = level
         self._source = source
         self._splitter = LineSplitter()  # used in the thread alone
-        self._chunks: deque[bytes | None] = deque()
+        self._queue: ThreadQueue[bytes | None]
         self._size = 0
         self._limit = _BUFFER_BYTES
         self._full = False
-        self._working = False
 
     def attach(
         self,
@@ -54,71 +54,43 @@ class LineLogger:
         :param name: the name of the process
         :param on_idle: called when everything that has come is logged
         """
-        self._threads = threads
-        self._call_soon = call_soon
         self._name = name
         self._pid = pid
-        self._on_idle = on_idle
+        self._queue = ThreadQueue(threads, call_soon, self._log, self._logged, on_idle)
 
     @property
     def busy(self) -> bool:
         """Whether there is something that is not logged yet."""
-        return self._working
+        return self._queue.busy
 
     def feed(self, data: bytes) -> bool:
         """Take the next bytes; return whether there is room for more."""
         self._size += len(data)
         self._full = self._size >= self._limit
-        self._add(data)
+        self._queue.add(data)
         return not self._full
 
     def end(self) -> None:
         """There is nothing more to come."""
-        self._add(None)
+        self._queue.add(None)
 
     def take_more(self, size: int) -> None:
         """Make room for so many bytes."""
         self._limit += size
         self._make_room()
 
-    def _add(self, chunk: bytes | None) -> None:
-        self._chunks.append(chunk)
-        if not self._working:
-            self._working = True
-            self._work_soon()
-
-    def _work_soon(self) -> None:
-        # One job at a time, for all that is there: processes that write a lot take turns.
-        chunks, self._chunks = self._chunks, deque()
-        size = sum(len(chunk) for chunk in chunks if chunk is not None)
-
-        def work() -> None:
-            for chunk in chunks:
-                lines = self._splitter.finish() if chunk is None else self._splitter.feed(chunk)
-                self._log(lines)
-            self._call_soon(lambda: self._worked(size))
-
-        try:
-            self._threads.submit(work)
-        except RuntimeError:  # no thread, and none to be had
-            work()
-
-    def _worked(self, size: int) -> None:
-        self._size -= size
+    def _logged(self, chunks: deque[bytes | None]) -> None:
+        self._size -= sum(len(chunk) for chunk in chunks if chunk is not None)
         if self._size < self._limit:
             self._make_room()
-        if self._chunks:
-            self._work_soon()
-        else:
-            self._working = False
-            self._on_idle()
 
     def _make_room(self) -> None:
         if self._full:
             self._full = False
             self.on_room()
 
-    def _log(self, lines: Iterable[str]) -> None:
+    def _log(self, chunk: bytes | None) -> None:
+        lines = self._splitter.finish() if chunk is None else self._splitter.feed(chunk)
         logger, level = self._logger, self._level
         if not logger.isEnabledFor(level):
             return

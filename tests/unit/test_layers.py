@@ -31,6 +31,7 @@ LAYERS = [
     ["_wire"],
     [
         "_worker_threads",
+        "_thread_queue",
         "_output_lines",
         "_output_log",
         "_output_stream",
