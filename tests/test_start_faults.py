@@ -125,6 +125,26 @@ def test_main_hangs_in_the_child(program: Program, start_method: str, anyio_back
     check_output(program.run(path), expected)
 
 
+def test_killed_fork_server_is_not_replaced_for_whoever_gave_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # The successor would come up while the program ends, and leave its socket behind.
+    server = _fork_server.PreloadingForkServer()
+    asked = 0
+
+    def killed_while_asked(descriptors: list[int]) -> tuple[int, int]:
+        nonlocal asked
+        asked += 1
+        server.kill()
+        raise ConnectionResetError
+
+    monkeypatch.setattr(server, "connect_to_new_process", killed_while_asked)
+    with pytest.raises(ConnectionResetError):
+        server.request_child([])
+    server.forget()  # its descriptors
+    assert asked == 1
+
+
 def test_program_on_the_command_line(
     program: Program, start_method: str, anyio_backend: str
 ) -> None:

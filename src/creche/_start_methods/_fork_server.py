@@ -44,6 +44,7 @@ class PreloadingForkServer(forkserver.ForkServer):
         self._forkserver_alive_fd: int | None
         self._forkserver_pid: int | None
         self._lifeline = Lifeline()
+        self._killed = False
         self.set_forkserver_preload(["creche._start_methods._fork_server_preload"])
 
     def ensure_running(self) -> None:
@@ -62,13 +63,25 @@ class PreloadingForkServer(forkserver.ForkServer):
 
         :return: where to read the child's pid and exit code, and where to write to it
         """
+        self._killed = False
         try:
             return self.connect_to_new_process(descriptors)
         except (ConnectionRefusedError, ConnectionResetError, BrokenPipeError):
+            if self._killed:
+                # Nobody waits any more, and at the interpreter's end, when the standard library
+                # has cleaned up already, the socket of a new server would be left behind.
+                raise
             # It was killed, and is not yet known to be dead. It has started nothing for us.
             if self._forkserver_pid is not None:
                 self._wait_for_end(self._forkserver_pid)
             return self.connect_to_new_process(descriptors)
+
+    def kill(self) -> None:
+        """Make what waits for this server fail. The next child has a new one. From any thread."""
+        self._killed = True
+        if self._forkserver_pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._forkserver_pid, signal.SIGKILL)
 
     def _wait_for_end(self, pid: int) -> None:
         try:
@@ -139,9 +152,7 @@ def _forget_fork_servers() -> None:
 def kill_fork_servers() -> None:
     """Kill servers that do not answer: the next child is started from a new one."""
     for server in _servers.values():
-        if server._forkserver_pid is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(server._forkserver_pid, signal.SIGKILL)
+        server.kill()
 
 
 def leave_fork_server() -> None:
