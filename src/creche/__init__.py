@@ -57,11 +57,56 @@ from ._wire._payloads import Serializer as Serializer
 
 if _typing.TYPE_CHECKING:
     from . import sync as sync
+    from ._supervisor import Backoff as Backoff
+    from ._supervisor import ChildEnded as ChildEnded
+    from ._supervisor import ChildExited as ChildExited
+    from ._supervisor import ChildReady as ChildReady
+    from ._supervisor import ChildRestarting as ChildRestarting
+    from ._supervisor import ChildStarted as ChildStarted
+    from ._supervisor import ChildState as ChildState
+    from ._supervisor import ChildStatistics as ChildStatistics
+    from ._supervisor import ChildUnhealthy as ChildUnhealthy
+    from ._supervisor import HealthCheck as HealthCheck
+    from ._supervisor import Heartbeat as Heartbeat
+    from ._supervisor import SupervisedChild as SupervisedChild
+    from ._supervisor import Supervisor as Supervisor
+    from ._supervisor import SupervisorEvent as SupervisorEvent
+    from ._supervisor import SupervisorEvents as SupervisorEvents
+    from ._supervisor import SupervisorGaveUp as SupervisorGaveUp
+    from ._supervisor import SupervisorStatistics as SupervisorStatistics
+    from ._supervisor import open_supervisor as open_supervisor
+
+
+_SUPERVISION = frozenset(
+    {
+        "Backoff",
+        "ChildEnded",
+        "ChildExited",
+        "ChildReady",
+        "ChildRestarting",
+        "ChildStarted",
+        "ChildState",
+        "ChildStatistics",
+        "ChildUnhealthy",
+        "HealthCheck",
+        "Heartbeat",
+        "SupervisedChild",
+        "Supervisor",
+        "SupervisorEvent",
+        "SupervisorEvents",
+        "SupervisorGaveUp",
+        "SupervisorStatistics",
+        "open_supervisor",
+    }
+)
 
 
 def __getattr__(name: str) -> _typing.Any:
-    if name == "sync":  # not every child needs it, and all of them import this
+    # What not every child needs, and all of them import this.
+    if name == "sync":
         return _importlib.import_module(f"{__name__}.sync")
+    if name in _SUPERVISION:
+        return getattr(_importlib.import_module(f"{__name__}._supervisor"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
