@@ -88,9 +88,7 @@ class Instrument:
         """
 
 
-HOOKS = tuple(
-    name for name in vars(Instrument) if name.startswith(("process_", "call_"))
-)
+HOOKS = tuple(name for name in vars(Instrument) if name.startswith(("process_", "call_")))
 
 
 class Instruments:
@@ -295,6 +293,15 @@ class ObservedProcess:
                 instruments.tell(hook, self)
 
 
+_GRAVITY: tuple[CallStatus, ...] = ("ok", "error", "cancelled", "killed")
+
+
+def _graver(one: CallStatus | None, other: CallStatus) -> CallStatus:
+    if one is None or _GRAVITY.index(one) < _GRAVITY.index(other):
+        return other
+    return one
+
+
 @final
 class ObservedCall:
     """What an :class:`Instrument` gets to know of a call of a pool: to be read."""
@@ -368,13 +375,12 @@ class ObservedCall:
     def _fails(self, status: CallStatus, exception: BaseException) -> None:
         """It has failed, or a part of it has, but is not over yet."""
         if self.status is None:
-            if self._failing != "killed":
-                self._failing = status
+            self._failing = _graver(self._failing, status)
             if self.exception is None:
                 self.exception = exception
 
     def _finished(self, status: CallStatus) -> None:
         """It is over, unless it was before."""
         if self.status is None:
-            self.status = self._failing or status
+            self.status = _graver(self._failing, status)
             instruments.tell("call_finished", self)
