@@ -22,6 +22,7 @@ _UNKNOWN_SECONDS = 1.0
 
 
 class CallState(enum.Enum):
+    NEW = "new"  # no scheduler knows of it
     QUEUED = "queued"
     SENT = "sent"
     FAILING = "failing"  # taken out of the queue, as nothing will run
@@ -61,7 +62,7 @@ class PoolCall:
         self.what = what
         self.on_done = on_done
         self.on_progress: Callable[[Progress], object] | None = None
-        self.state = CallState.QUEUED
+        self.state = CallState.NEW
         self.outcome: Outcome | None = None
         self.seconds = _UNKNOWN_SECONDS  # that it is thought to take
         self.number = 0  # among the messages to its worker

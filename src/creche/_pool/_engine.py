@@ -96,6 +96,10 @@ class PoolEngine:
         """Return what instruments get to see of a call."""
         return ObservedCall(qualified_name(func), self.options.name, items)
 
+    def expect(self, call: PoolCall) -> None:
+        """A call is going to be submitted. It is known to the pool until :meth:`forget`."""
+        self._calls.add(call)
+
     def submit(self, call: PoolCall) -> None:
         """Have a call run. It is known to the pool until :meth:`forget`."""
         self._calls.add(call)

@@ -266,6 +266,7 @@ class MapRun:
 
     def _submit(self, chunk: Chunk) -> None:
         self._chunks.add(chunk)
+        self.engine.expect(chunk)
         options = self.engine.options
         func = self._announced(chunk) if instruments.of_calls else self._func
         call = (func, self._star, self._sizes.budget, chunk.items)
@@ -299,6 +300,7 @@ class MapRun:
     def _not_pickled(self, chunk: Chunk, error: BaseException) -> None:
         """Something in a chunk cannot be pickled: find out what, and send the rest."""
         self._chunks.discard(chunk)
+        self.engine.forget(chunk)
         if chunk.observed is not None:
             tell_outcome(chunk.observed, Failure(error))
         if len(chunk.items) > 1:
