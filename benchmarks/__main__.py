@@ -20,6 +20,7 @@ from benchmarks import (
     _cancel,
     _channels,
     _cold,
+    _instruments,
     _large,
     _map,
     _output,
@@ -53,6 +54,7 @@ SUITES: dict[str, Callable[[int], Iterable[Table]]] = {
     "streams": lambda rounds: _streams.measure(max(3, rounds // 8)),
     "channels": lambda rounds: _channels.measure(max(3, rounds // 5)),
     "warm-stall": lambda rounds: [_stall.measure_warm(max(3, rounds // 5))],
+    "instruments": lambda rounds: [_instruments.measure(max(3, rounds // 5))],
     "sync": lambda rounds: _sync.measure(max(3, rounds // 5)),
     "warm-cancel": lambda rounds: _warm_cancel.measure(max(3, rounds // 4)),
 }

@@ -682,7 +682,7 @@ async def test_added_twice() -> None:
 
 
 def test_what_is_no_instrument() -> None:
-    with pytest.raises(TypeError, match="derived from creche.Instrument"):
+    with pytest.raises(TypeError, match=r"derived from creche\.Instrument"):
         add_instrument(object())  # type: ignore[arg-type]
     remove_instrument(Instrument())
 
