@@ -16,6 +16,7 @@ from typing import Any
 
 import anyio
 import instrument_targets as targets
+import psutil
 import pytest
 import support
 from support import TIMEOUT, Announcements
@@ -40,8 +41,6 @@ from creche import (
 )
 
 pytestmark = pytest.mark.anyio
-
-ORDER = ["created", "started", "ready", "stop_requested", "exited"]
 
 
 class Checker(Instrument):
@@ -229,9 +228,6 @@ async def test_stopped_before_it_is_started(checker: Checker) -> None:
             scope.cancel()
             await AsyncProcess(target=targets.add, args=(1,)).start()
     checker.check()
-    for process in checker.processes.values():
-        told = checker.told_of(process)
-        assert told == sorted(told, key=ORDER.index)
 
 
 async def test_never_started(checker: Checker) -> None:
@@ -459,6 +455,9 @@ async def test_stopped_worker_gives_its_call_to_another(checker: Checker) -> Non
         pids = [worker.pid for worker in pool.statistics().workers]
         os.kill(pids[-1], signal.SIGSTOP)
         os.kill(pids[0], signal.SIGSTOP)
+        for pid in pids:
+            while psutil.Process(pid).status() != psutil.STATUS_STOPPED:
+                await anyio.sleep(0.002)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(pool.run, targets.add, 1)
             while not checker.calls or checker.only_call.process is None:
