@@ -61,8 +61,8 @@ class Instrument:
 
     def process_stop_requested(self, process: ObservedProcess) -> None:
         """The process is going to be stopped, by whatever wants that first: a cancellation, its
-        timeout, ``terminate()``, a pool. It may have to be started first. (A worker that ends in order, as its pool is closed or it
-        has nothing to do, is not stopped.)"""
+        timeout, ``terminate()``, a pool. It may have to be started first. (A worker that ends in
+        order, as its pool is closed or it has nothing to do, is not stopped.)"""
 
     def process_exited(self, process: ObservedProcess) -> None:
         """The process has ended and was reaped, or could not be started: then it has no ``pid``.
