@@ -8,6 +8,7 @@ import gc
 import itertools
 import math
 import os
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -1058,3 +1059,64 @@ async def test_max_tasks_per_worker_counts_chunks() -> None:
         assert all(pids.count(pid) <= 20 for pid in pids)
         assert os.getpid() not in pids
         assert pool.statistics().restarts == 0
+
+
+def slow_to_pickle(opened: threading.Event) -> list[Any]:
+    """What is pickled in a thread, which waits until it may go on."""
+    return [*map(str, range(100_000)), OpensSlowly(opened)]
+
+
+class OpensSlowly:
+    def __init__(self, opened: threading.Event) -> None:
+        self.begun = threading.Event()
+        self._opened = opened
+
+    def __reduce__(self) -> Any:
+        self.begun.set()
+        self._opened.wait(TIMEOUT)
+        return int, ()
+
+
+async def test_closed_while_a_chunk_is_pickled() -> None:
+    opened = threading.Event()
+    items = [slow_to_pickle(opened) for _ in range(3)]
+    try:
+        with anyio.fail_after(TIMEOUT):
+            async with open_pool(1) as pool:
+                async with anyio.create_task_group() as tasks:
+                    lengths = pool.map(len, items, chunksize=1)
+                    tasks.start_soon(lengths.__anext__)
+                    while not items[0][-1].begun.is_set():
+                        await anyio.sleep(0.002)
+                    tasks.cancel_scope.cancel()
+                opened.set()
+                assert pool.statistics().calls_queued == 0
+                assert await pool.run(targets.add, 1, 2) == 3
+    finally:
+        opened.set()
+
+
+async def test_pool_left_while_a_chunk_is_pickled() -> None:
+    opened = threading.Event()
+    items = [slow_to_pickle(opened) for _ in range(3)]
+    errors: list[BaseException] = []
+
+    async def consume(pool: ProcessPool) -> None:
+        try:
+            await pool.map(len, items, chunksize=1)
+        except BaseException as error:
+            errors.append(error)
+
+    try:
+        with anyio.fail_after(TIMEOUT):
+            async with anyio.create_task_group() as tasks:
+                with pytest.raises(KeyError):
+                    async with open_pool(1) as pool:
+                        tasks.start_soon(consume, pool)
+                        while not items[0][-1].begun.is_set():
+                            await anyio.sleep(0.002)
+                        raise KeyError
+                opened.set()
+    finally:
+        opened.set()
+    assert [type(error) for error in errors] == [creche.ProcessClosedError]

@@ -13,14 +13,14 @@ PACKAGE = Path(creche.__file__).parent
 # there is no cycle.
 LAYERS = [
     ["__init__"],
-    ["to_process", "progress", "context", "sync"],
+    ["to_process", "progress", "context", "sync", "tracing", "pytest_plugin"],
     ["_pool", "_stream", "_channel", "_supervisor"],
     ["_nursery"],
     ["_run", "from_process", "_preload"],
     ["_process", "_process_facts"],
     ["_handle"],
     ["_hub"],
-    ["_life", "_launching", "_inbox", "_stopping", "_conversation"],
+    ["_life", "_launching", "_inbox", "_stopping", "_conversation", "_exit_watch"],
     ["_request_server", "_parent_requests", "_output"],
     ["_runtime"],
     ["_watcher", "_child", "_loop_poller", "_carried"],
@@ -41,6 +41,8 @@ LAYERS = [
         "_lifecycle",
         "_stop_policy",
         "_failures",
+        "_instruments",
+        "_function_names",
     ],
     ["_durations", "_errors"],
 ]

@@ -73,6 +73,7 @@ class Scheduler:
     def submit(self, call: PoolCall) -> None:
         """Have a call run, as soon as those before it have begun."""
         workforce = self.workforce
+        call.state = CallState.QUEUED
         if call.what is not None:
             call.seconds = self._seconds.get(call.what, _UNKNOWN)
         if workforce.idle and not self._queue and workforce.may_begin():
@@ -106,6 +107,8 @@ class Scheduler:
         if not call.done:
             call.state = CallState.DONE
             self._cancelled += 1
+            if call.observed is not None:
+                call.observed._finished("cancelled")
         if queued:
             self._skip_one()
         self._feed()

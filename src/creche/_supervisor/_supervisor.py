@@ -11,10 +11,10 @@ import anyio
 
 from .._durations import check_duration, check_timeout
 from .._errors import ProcessStateError
+from .._function_names import simple_name
 from .._log_forwarding import LogTarget, check_log_target
 from .._loops import EventLoop, current_loop
 from .._output import ErrorOutput, Output, check_output
-from .._run import base_name
 from .._start_methods import check_start_method
 from .._stop_policy import StopPolicy, check_stop_policy
 from .._wire._handing_over import lend_all
@@ -231,7 +231,7 @@ class Supervisor:
             )
         defaults = self._defaults
         child = SupervisedChild(
-            self._next_name(base_name(func)) if name is None else _check_name(name),
+            self._next_name(simple_name(func)) if name is None else _check_name(name),
             check_restart_type(restart),
             self._options.backoff if backoff is None else check_backoff(backoff),
         )
