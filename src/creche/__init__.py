@@ -29,6 +29,11 @@ from ._errors import RemoteError as RemoteError
 from ._errors import RemoteTraceback as RemoteTraceback
 from ._errors import SerializationError as SerializationError
 from ._errors import WorkerMemoryError as WorkerMemoryError
+from ._instruments import Instrument as Instrument
+from ._instruments import ObservedCall as ObservedCall
+from ._instruments import ObservedProcess as ObservedProcess
+from ._instruments import add_instrument as add_instrument
+from ._instruments import remove_instrument as remove_instrument
 from ._lifecycle import ProcessState as ProcessState
 from ._nursery import ProcessNursery as ProcessNursery
 from ._nursery import open_nursery as open_nursery

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from ._child import ChildProgram
-from ._wire._context import NOTHING, CallInContext, Carrier
+from ._function_names import qualified_name
+from ._wire._context import NOTHING, CallInContext, Carrier, find_carriers
 from ._wire._outcomes import Call
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -62,3 +63,33 @@ def call_in_context(call: Call | None) -> Call | None:
     if call is None or not carriers.all or isinstance(call.func, ChildProgram):
         return call
     return dataclasses.replace(call, func=in_context(call.func))
+
+
+def with_loads(func: F, loads: Mapping[str, Any]) -> F:
+    """Return ``func`` with loads that are put into its context last, by the keys of their carriers,
+    or as it is where there are none."""
+    if not loads:
+        return func
+    carriers, values = find_carriers(tuple(loads)), tuple(loads.values())
+    inner: Any = func
+    if isinstance(func, CallInContext):
+        inner, carriers, values = func.func, func.carriers + carriers, func.loads + values
+    call: Any = CallInContext(inner, carriers, values)
+    return call  # type: ignore[no-any-return]
+
+
+def call_with(call: Call | None, loads: Mapping[str, Any]) -> Call | None:
+    """The same for the call of a process."""
+    if call is None or not loads or isinstance(call.func, ChildProgram):
+        return call
+    return dataclasses.replace(call, func=with_loads(call.func, loads))
+
+
+def called_name(call: Call | None) -> str | None:
+    """Return the full name of the function that the call of a process is about, if of one."""
+    if call is None:
+        return None
+    func: Any = call.func
+    if isinstance(func, ChildProgram):
+        func = func.function(call.args)
+    return None if func is None else qualified_name(func)

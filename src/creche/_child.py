@@ -185,6 +185,10 @@ class ChildProgram(ABC):
     @abstractmethod
     def __call__(self, context: ChildContext, *args: Any) -> object: ...
 
+    def function(self, args: tuple[Any, ...]) -> Callable[..., Any] | None:
+        """Return the one function of the application's that it is about, if there is one."""
+        return None
+
 
 def sample() -> tuple[ChildMain, _platform.ParentWire]:
     """What a child can :meth:`~ChildMain.rehearse` with, and the other end of its wire."""

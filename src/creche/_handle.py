@@ -18,9 +18,10 @@ from collections.abc import Callable
 from typing import Any
 
 from . import _failures
-from ._carried import call_in_context
+from ._carried import call_in_context, call_with, called_name
 from ._conversation import Conversation
 from ._errors import ProcessError
+from ._exit_watch import ExitWatch
 from ._inbox import Inbox
 from ._launching import start_child
 from ._life import ProcessLife
@@ -59,8 +60,7 @@ class ProcessHandle(ProcessLife):
         conversation: Conversation,
         output: OutputCapture | None = None,
     ) -> None:
-        super().__init__(process, policy, timeout, Claims(call))
-        self.method = method
+        super().__init__(process, method, policy, timeout, Claims(call))
         self.conversation = conversation
         self.keeps_descriptors = False
         self.on_forget: Callable[[], object] | None = None
@@ -71,7 +71,6 @@ class ProcessHandle(ProcessLife):
         self._popen: Any = None
         self._wire: ParentWire | None = None
         self._inbox: Inbox | None = None
-        self._watched: int | None = None
         self._stopper: Stopper | None = None
         self._stop_when_launched: StopPolicy | None = None
         self._owned = False
@@ -98,6 +97,8 @@ class ProcessHandle(ProcessLife):
         self._maybe_runtime = runtime
         self._advance(Event.START)
         runtime.live.add(self)
+        self.observed._created(self.process.name, called_name(self._call))
+        self._call = call_with(self._call, self.observed._loads)
         runtime.starter.submit(lambda: self._start(backend))
         if self.timeout is not None:
             runtime.watcher.call_soon(self._start_timeout)
@@ -108,6 +109,7 @@ class ProcessHandle(ProcessLife):
         self._advance(Event.RUN)
         self._maybe_runtime = runtime
         runtime.live.add(self)
+        self.observed._created(self.process.name, None)
         if self.timeout is not None:
             runtime.watcher.call_soon(self._start_timeout)
         self._start_claim.take()
@@ -168,6 +170,7 @@ class ProcessHandle(ProcessLife):
             watcher.call_soon(lambda: self._not_started(failure))
             return
         self.pid = self._popen.pid
+        self.observed._started(self._popen.pid)
         watcher.call_soon(self._attach)
         self.launched.set()
 
@@ -214,35 +217,16 @@ class ProcessHandle(ProcessLife):
         )
         if self._stop_when_launched is not None:
             self._stopper.stop(self._stop_when_launched)
-        self._watch_exit()
+        ExitWatch(
+            watcher,
+            self._popen,
+            group=self.policy.group,
+            call_later=self._call_later,
+            on_exit=self._on_exit,
+        ).begin()
 
-    def _watch_exit(self) -> None:
-        poller = self._runtime.watcher.poller
-        if self._watched is not None:
-            poller.unwatch(self._watched)
-            self._watched = None
-        if self._popen.returncode is not None:  # it had ended when it was adopted
-            self._on_exit()
-            return
-        try:
-            watchable: int = self._popen.watchable()
-        except OSError:  # gone, or no descriptor left to watch it with
-            self._popen.give_up_exit_code()
-            self._on_exit()
-        else:
-            self._watched = watchable
-            poller.watch(watchable, self._on_exit)
-
-    def _on_exit(self) -> None:
-        exitcode = self._popen.reap(kill_group=self.policy.group)
-        if exitcode is None:
-            # It has ended, and somebody else reaps it, who will tell. Or that somebody has ended.
-            self._watch_exit()
-            self._popen.expect_exit_code(self._call_later, self._on_exit)
-            return
+    def _on_exit(self, exitcode: int) -> None:
         self.exitcode = exitcode
-        if self._watched is not None:
-            self._runtime.watcher.poller.unwatch(self._watched)
         if self._wire is not None:
             self._wire.drain()
             self._wire.close()
@@ -262,6 +246,7 @@ class ProcessHandle(ProcessLife):
             self._advance(Event.RUN)
 
     def heard_ready(self) -> None:
+        self.observed._became_ready()
         self.ready.set()
         self._settle_if_known()
 
@@ -289,6 +274,7 @@ class ProcessHandle(ProcessLife):
         if self.finished.is_set():
             return
         self._stopping = True
+        self.observed._is_to_stop()
         self.output.expect_end()
         if self._start_claim.take():
             self._not_started(_failures.stopped_before_start(self.process.name))
@@ -386,6 +372,8 @@ class ProcessHandle(ProcessLife):
         self.conversation.close()
         self._advance(Event.END)
         self._runtime.live.discard(self)
+        error = outcome.exception if isinstance(outcome, Failure) else None
+        self.observed._has_exited(self.exitcode, error)
         self._set_all_latches()
 
     def _call_later(self, delay: float, callback: Callable[[], None]) -> None:

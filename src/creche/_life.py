@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import _failures
+from ._instruments import ObservedProcess
 from ._lifecycle import Event, ProcessState, next_state
 from ._loops import Latch
 from ._stop_policy import StopPolicy
@@ -16,15 +17,22 @@ class ProcessLife:
     """What is known of one process. Its handle, which derives from this, sees to it.
 
     :param process: the ``multiprocessing`` process object
+    :param method: its start method
     :param policy: how it is stopped
     :param timeout: seconds from the start after which it is stopped, or ``None``
     :param claims: what moves to it
     """
 
     def __init__(
-        self, process: Any, policy: StopPolicy, timeout: float | None, claims: Claims
+        self,
+        process: Any,
+        method: str,
+        policy: StopPolicy,
+        timeout: float | None,
+        claims: Claims,
     ) -> None:
         self.process = process
+        self.method = method
         self.policy = policy
         self.timeout = timeout
         self.claims = claims
@@ -34,6 +42,7 @@ class ProcessLife:
         self.outcome: Outcome | None = None
         self.stop_requested = False
         self.stuck = False
+        self.observed = ObservedProcess(process.name, method)
         self.launched = Latch()
         self.ready = Latch()
         self.gone = Latch()

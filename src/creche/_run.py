@@ -12,6 +12,7 @@ import anyio.lowlevel
 
 from ._durations import check_timeout
 from ._errors import ProcessTimeout
+from ._function_names import call_wrapped, unwrapped
 from ._log_forwarding import LogTarget, check_log_target
 from ._output import check_output
 from ._platform import usable_cpus
@@ -188,19 +189,14 @@ class _InProcess:
         async def wrapper(*args: Any, **kwargs: Any) -> Any:
             # The decorated name means the wrapper, here as in the child, so it is the wrapper that
             # can be pickled; the child then looks behind it.
-            call = functools.partial(_call_wrapped, wrapper, *args, **kwargs)
+            call = functools.partial(call_wrapped, wrapper, *args, **kwargs)
             return await run_in_process(call, **options)
 
         return wrapper
 
 
-def _call_wrapped(wrapper: Any, /, *args: Any, **kwargs: Any) -> Any:
-    return wrapper.__wrapped__(*args, **kwargs)
-
-
 def name_after(process: AsyncProcess[Any], func: Callable[..., Any]) -> None:
     """Give a process without a name of its own that of its function: ``parse-3``."""
-    while isinstance(func, functools.partial):
-        func = func.args[0] if func.func is _call_wrapped else func.func
+    func = unwrapped(func)
     number = process.name.partition("-")[2]
     process.name = f"{getattr(func, '__name__', type(func).__name__)}-{number}"

@@ -20,7 +20,7 @@ LAYERS = [
     ["_process", "_process_facts"],
     ["_handle"],
     ["_hub"],
-    ["_life", "_launching", "_inbox", "_stopping", "_conversation"],
+    ["_life", "_launching", "_inbox", "_stopping", "_conversation", "_exit_watch"],
     ["_request_server", "_parent_requests", "_output"],
     ["_runtime"],
     ["_watcher", "_child", "_loop_poller", "_carried"],
@@ -41,6 +41,8 @@ LAYERS = [
         "_lifecycle",
         "_stop_policy",
         "_failures",
+        "_instruments",
+        "_function_names",
     ],
     ["_durations", "_errors"],
 ]

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 import creche
 from creche._loop_poller import loop_poller
 from creche._loops import current_loop
-from creche._pool._calls import CallState, PoolCall, Unbegun, what_runs
+from creche._pool._answers import Unbegun
+from creche._pool._calls import CallState, PoolCall, what_runs
 from creche._pool._chunk_size import CHUNK_SECONDS, ChunkSize
 from creche._pool._chunks import Chunk, Part
 from creche._pool._map_input import MapInput

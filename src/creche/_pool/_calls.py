@@ -6,14 +6,15 @@ import enum
 import logging
 import types
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
+from .._instruments import ObservedCall
 from .._progress_feed import Progress, decode_progress
 from .._wire._framing import Buffer, FrameKind
 from .._wire._messages import INLINE_BYTES, inline, pack_call, size_of
 from .._wire._outcomes import Failure, Outcome
 from .._wire._payloads import Payload
+from ._observing import tell_outcome
 
 _logger = logging.getLogger("creche")
 
@@ -27,18 +28,6 @@ class CallState(enum.Enum):
     DONE = "done"
 
 
-@dataclass(frozen=True, slots=True)
-class Unbegun(Failure):
-    """The worker could not unpickle the call."""
-
-
-@dataclass(frozen=True, slots=True)
-class Undecodable(Failure):
-    """What came for so many items of a chunk could not be unpickled."""
-
-    items: int
-
-
 class PoolCall:
     """A function and its arguments, pickled, and what becomes of them.
 
@@ -50,6 +39,7 @@ class PoolCall:
     __slots__ = (
         "answers",
         "number",
+        "observed",
         "on_done",
         "on_progress",
         "outcome",
@@ -76,6 +66,7 @@ class PoolCall:
         self.seconds = _UNKNOWN_SECONDS  # that it is thought to take
         self.number = 0  # among the messages to its worker
         self.answers = 0
+        self.observed: ObservedCall | None = None  # where there are instruments
 
     @property
     def done(self) -> bool:
@@ -119,6 +110,8 @@ class PoolCall:
 
         :param begun: how many items of a chunk it had begun
         """
+        if self.observed is not None:
+            self.observed._fails("killed", error)
         self.fail(error)
 
     def report(self, payload: Buffer | list[Buffer]) -> None:
@@ -138,6 +131,8 @@ class PoolCall:
             self.outcome = outcome
             self.close_payload()
             del self.payload
+            if self.observed is not None:
+                tell_outcome(self.observed, outcome)
             self.on_done()
 
     def fail(self, error: BaseException) -> None:

@@ -7,10 +7,12 @@ from typing import Any, Protocol
 
 from .._errors import ProcessDied, ProcessTimeout, RemoteError
 from .._wire._framing import FrameKind
-from .._wire._outcomes import Outcome, Value
+from .._wire._outcomes import Failure, Outcome, Value
 from .._wire._payloads import Payload
-from ._calls import CallState, PoolCall, Unbegun, Undecodable
+from ._answers import Unbegun, Undecodable
+from ._calls import CallState, PoolCall
 from ._chunk_size import CHUNK_SECONDS
+from ._observing import tell_failure, tell_outcome
 from ._outcomes import ItemOutcome
 
 # What is sent ahead can be taken back, but not divided.
@@ -117,6 +119,8 @@ class Chunk(PoolCall):
     def fail(self, error: BaseException) -> None:
         if self.state is not CallState.DONE:
             self.state = CallState.DONE
+            if self.observed is not None:
+                tell_outcome(self.observed, Failure(error))
             self._owner.break_off(error)
 
     def time_out(self) -> None:
@@ -139,6 +143,8 @@ class Chunk(PoolCall):
                 self._take(*answer)
 
     def _take(self, last: bool, seconds: float, outcome: Outcome | _Death) -> None:
+        if self.observed is not None and isinstance(outcome, Failure):
+            tell_failure(self.observed, outcome)
         if isinstance(outcome, Value):
             self._add(len(outcome.value), outcome.value, None, seconds)
         elif isinstance(outcome, _Death):
@@ -176,6 +182,8 @@ class Chunk(PoolCall):
     def _die(self, death: _Death) -> None:
         """The worker has died in the middle of the chunk: tell of which item, if of one."""
         self._owner.chunk_died()
+        if self.observed is not None:
+            self.observed._fails("killed", death.error)
         answered = len(self.items) - self.left
         if not death.begun:  # it died while it unpickled them
             if self.left > 1:
@@ -196,6 +204,8 @@ class Chunk(PoolCall):
 
     def _end(self) -> None:
         self.state = CallState.DONE
+        if self.observed is not None:
+            self.observed._finished("ok")
         self._owner.chunk_ended(self)
 
 

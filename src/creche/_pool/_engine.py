@@ -17,6 +17,8 @@ from .._errors import (
     ProcessStateError,
     SerializationError,
 )
+from .._function_names import qualified_name
+from .._instruments import ObservedCall
 from .._loops import EventLoop, current_loop, is_current, post, waiter_in
 from .._process import AsyncProcess
 from .._runtime import runtime
@@ -89,6 +91,10 @@ class PoolEngine:
                 f"pool {self.options.name!r} belongs to another event loop: the one in which it"
                 " was opened"
             )
+
+    def observe(self, func: Callable[..., Any], items: int = 1) -> ObservedCall:
+        """Return what instruments get to see of a call."""
+        return ObservedCall(qualified_name(func), self.options.name, items)
 
     def submit(self, call: PoolCall) -> None:
         """Have a call run. It is known to the pool until :meth:`forget`."""
@@ -195,6 +201,8 @@ class PoolEngine:
         )
         for call in list(self._calls):
             self.jobs.abandon(call)
+            if call.observed is not None:
+                call.observed._fails("cancelled", error)
             call.fail(error)
         self._calls.clear()
         self.jobs.abandon_all()
@@ -274,6 +282,8 @@ class PoolEngine:
             stdout=options.stdout,
             stderr=options.stderr,
         )
+        process._handle.observed.kind = "worker"
+        process._handle.observed.pool = options.name
         preload_in_server(process._handle.process, options.preload)
         worker = Worker(number, process, scheduler, self.loop, options, self.jobs)
         try:

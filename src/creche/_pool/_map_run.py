@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 from collections import deque
 from collections.abc import AsyncIterable, Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import anyio.lowlevel
 
 from .._durations import check_timeout
 from .._errors import ProcessClosedError
+from .._instruments import instruments
 from .._loops import Waiter, waiter_in
 from .._wire._messages import size_of
 from .._wire._outcomes import Failure, Outcome, Value, cannot_pickle_call
@@ -21,6 +23,7 @@ from ._chunks import Chunk, Part
 from ._deadlines import Deadlines
 from ._engine import PoolEngine, outcome_of
 from ._map_input import MapInput
+from ._observing import announce, tell_outcome
 from ._worker import Worker
 
 # For each worker: chunks that wait or run; and those and such whose values are waiting, for one
@@ -102,6 +105,7 @@ class MapRun:
         self.over = False
         self._func = func
         self._star = len(iterables) > 1
+        self._context = contextvars.copy_context()  # for instruments
         self._options = options
         fresh = engine.options.max_tasks_per_worker == 1  # each item has a process of its own
         self._sizes = ChunkSize(1 if fresh and options.chunksize is None else options.chunksize)
@@ -263,10 +267,11 @@ class MapRun:
     def _submit(self, chunk: Chunk) -> None:
         self._chunks.add(chunk)
         options = self.engine.options
-        call = (self._func, self._star, self._sizes.budget, chunk.items)
+        func = self._announced(chunk) if instruments.of_calls else self._func
+        call = (func, self._star, self._sizes.budget, chunk.items)
 
         def pickle(*, light: bool = False) -> Payload:
-            return dump_chunk(self._func, chunk.items, call, options.serializer, light=light)
+            return dump_chunk(func, chunk.items, call, options.serializer, light=light)
 
         try:
             payload = pickle(light=True)
@@ -276,6 +281,11 @@ class MapRun:
             self._on_pickled(chunk, Failure(error))
         else:
             self._on_pickled(chunk, Value(payload))
+
+    def _announced(self, chunk: Chunk) -> Callable[..., Any]:
+        """Tell instruments of a chunk; return what is to be called for its function."""
+        chunk.observed = self.engine.observe(self._func, len(chunk.items))
+        return self._context.run(announce, chunk.observed, self._func)
 
     def _on_pickled(self, chunk: Chunk, pickled: Outcome) -> None:
         if isinstance(pickled, Failure):
@@ -289,6 +299,8 @@ class MapRun:
     def _not_pickled(self, chunk: Chunk, error: BaseException) -> None:
         """Something in a chunk cannot be pickled: find out what, and send the rest."""
         self._chunks.discard(chunk)
+        if chunk.observed is not None:
+            tell_outcome(chunk.observed, Failure(error))
         if len(chunk.items) > 1:
             self.give_back(chunk.start, chunk.items, alone=True)
             return

@@ -13,6 +13,7 @@ import anyio
 from .._carried import carriers, in_context
 from .._durations import check_timeout
 from .._errors import ProcessStateError, ProcessTimeout
+from .._instruments import instruments
 from .._log_forwarding import LogTarget
 from .._loops import waiter_in
 from .._progress_feed import Progress
@@ -23,6 +24,7 @@ from ._calls import PoolCall, what_runs
 from ._engine import PoolEngine
 from ._map import ProcessMap
 from ._map_run import MapRun, check_map_options
+from ._observing import announce, tell_not_sent
 from ._options import PoolOptions, check_options
 from ._outcomes import ItemOutcome
 from ._statistics import PoolStatistics
@@ -211,9 +213,18 @@ class ProcessPool:
         engine.check_usable()
         if carriers.all:
             func = in_context(func)
-        payload = engine.pickle_plain(func, args) or await engine.pickle(func, args)
+        observed = engine.observe(func) if instruments.of_calls else None
+        try:
+            if observed is not None:
+                func = announce(observed, func)
+            payload = engine.pickle_plain(func, args) or await engine.pickle(func, args)
+        except BaseException as error:
+            if observed is not None:
+                tell_not_sent(observed, error)
+            raise
         waiter = waiter_in(engine.loop)
         call = PoolCall(payload, what_runs(func), waiter.wake)
+        call.observed = observed
         call.on_progress = on_progress
         try:
             engine.submit(call)

@@ -106,6 +106,8 @@ class Scheduler:
         if not call.done:
             call.state = CallState.DONE
             self._cancelled += 1
+            if call.observed is not None:
+                call.observed._finished("cancelled")
         if queued:
             self._skip_one()
         self._feed()

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .._wire._outcomes import Outcome
-from ._calls import PoolCall, Undecodable
+from ._answers import Undecodable
+from ._calls import PoolCall
 from ._stream_payloads import ReceivedStream
 from ._thread_jobs import ThreadJobs
 

@@ -11,7 +11,7 @@ from .. import _failures
 from .._loops import EventLoop, post
 from .._process import AsyncProcess
 from .._stop_policy import StopPolicy
-from .._wire._framing import BadFrameError, Frame, FrameKind
+from .._wire._framing import BadFrameError, FrameKind
 from .._wire._messages import (
     HEAVY,
     LAST,
@@ -20,14 +20,15 @@ from .._wire._messages import (
     STREAM,
     Message,
     pack_call,
-    sections_of,
 )
-from .._wire._outcomes import Failure, Outcome, Value, cannot_unpickle, decode
-from .._wire._payloads import load, loader
-from ._calls import CallState, PoolCall, Unbegun, Undecodable
+from .._wire._outcomes import Outcome, Value
+from .._wire._payloads import loader
+from ._answers import AnswerDecoder, Undecodable
+from ._calls import CallState, PoolCall
 from ._channel import WorkerChannel
 from ._deaths import death_of
 from ._large_calls import LargeCallSender
+from ._observing import tell_outcome
 from ._options import PoolOptions
 from ._segment_payloads import ReceivedPayload, is_long_copy
 from ._stream_payloads import ReceivedStream
@@ -99,7 +100,7 @@ class Worker:
         self._listener = listener
         self._loop = loop
         self._options = options
-        self._serializer = options.serializer
+        self._answers = AnswerDecoder(process, options.serializer)
         self._load = loader(options.serializer)
         self._jobs = jobs
         self._next_number = 0
@@ -156,6 +157,8 @@ class Worker:
         call.state = CallState.SENT
         if not self.calls:
             self.begun = time.monotonic()
+            if call.observed is not None:
+                call.observed._started(self.handle.observed)
         self.calls.append(call)
         self.load += call.seconds
         self.assigned += 1
@@ -250,6 +253,7 @@ class Worker:
             self.state = WorkerState.READY
             self.was_ready = True
             self.begun = time.monotonic()
+            self.handle.observed._became_ready()
             self._listener.worker_ready(self)
 
     def _on_value(self, message: Message) -> None:
@@ -262,7 +266,10 @@ class Worker:
         try:
             outcome: Outcome = Value(self._load(payload))
         except BaseException as error:
-            outcome = self._cannot_unpickle(error, 1)
+            outcome = self._answers.cannot_unpickle(error, 1)
+        if call.observed is not None:  # before the worker begins another
+            call.observed._ran(message[2])
+            tell_outcome(call.observed, outcome)
         self._finished(call, message[2])
         call.finish(outcome)
 
@@ -276,6 +283,8 @@ class Worker:
         _, flags, seconds, items, payload = message
         number, last = call.answers, bool(flags & LAST)
         call.answers += 1
+        if call.observed is not None:
+            call.observed._ran(seconds)
         received = self._receive_apart(message)
         if flags & LEAVING:
             self._on_leaving()
@@ -290,7 +299,7 @@ class Worker:
             return
 
         def decode() -> Outcome:
-            return self._decode(message, received)
+            return self._answers.decode(message, received)
 
         if isinstance(received, ReceivedStream):
             self._streamed.receive(call, received, items, decode, deliver)
@@ -311,7 +320,7 @@ class Worker:
         try:
             received = self.channel.segments.receive(flags, table, self._jobs.give_way)
         except (OSError, EOFError) as error:  # no descriptor left: ours, or for it
-            return self._cannot_unpickle(error, items)
+            return self._answers.cannot_unpickle(error, items)
         if isinstance(received, ReceivedStream):
             self._streamed.expect(received)
         return received
@@ -327,33 +336,6 @@ class Worker:
         """Stop the process unless it ends by itself, in so many seconds after its last word."""
         self._streamed.when_received(lambda: self.handle.expect_end(seconds))
 
-    def _decode(self, message: Message, received: ReceivedPayload | None) -> Outcome:
-        """Make an outcome of an answer; in a thread, or in the event loop where it is small."""
-        kind, flags, _, items, payload = message
-        try:
-            if kind in (FrameKind.VALUE, FrameKind.VALUES):
-                if received is not None:
-                    return Value(received.load(self._serializer))
-                return Value(load(sections_of(payload, flags), self._serializer))
-            sections = sections_of(payload, flags) if received is None else received.sections()
-        except BaseException as error:
-            return self._cannot_unpickle(error, items)
-        frame = Frame(FrameKind(kind), sections)
-        outcome = decode(
-            frame,
-            self.process.name,
-            self.handle.pid,
-            None,
-            lambda sections: load(sections, self._serializer),
-        )
-        if kind == FrameKind.BAD_CALL and isinstance(outcome, Failure):
-            return Unbegun(outcome.exception)
-        return outcome
-
-    def _cannot_unpickle(self, error: BaseException, items: int) -> Undecodable:
-        reason = cannot_unpickle("result", self.process.name, self.handle.pid, error)
-        return Undecodable(reason, items)
-
     def _finished(self, call: PoolCall, seconds: float = 0.0) -> None:
         """The worker is done with the call."""
         self._large_calls.done(call)
@@ -361,6 +343,8 @@ class Worker:
         self.seconds_busy += seconds
         self.load = self.load - call.seconds if self.calls else 0.0
         self.begun = time.monotonic()
+        if self.calls and (following := self.calls[0].observed) is not None:
+            following._started(self.handle.observed)
         self._listener.worker_finished(self, call, seconds)
 
     # --- its end --------------------------------------------------------------------------------

@@ -44,6 +44,9 @@ class StreamProgram(ChildProgram):
         else:
             source.send_all(context.stop)
 
+    def function(self, args: tuple[Any, ...]) -> Callable[..., Any]:
+        return args[0]  # type: ignore[no-any-return]
+
 
 class _Source:
     def __init__(self, func: Callable[..., Any], args: tuple[Any, ...], outlet: Outlet) -> None:

@@ -106,11 +106,12 @@ def _take_back(undo: list[Callable[[], object]]) -> None:
 def _rebuild(
     func: Callable[..., Any], keys: tuple[str, ...], loads: tuple[Any, ...]
 ) -> CallInContext:
-    return CallInContext(func, _find_carriers(keys), loads)
+    return CallInContext(func, find_carriers(keys), loads)
 
 
 @functools.cache
-def _find_carriers(keys: tuple[str, ...]) -> tuple[Carrier, ...]:
+def find_carriers(keys: tuple[str, ...]) -> tuple[Carrier, ...]:
+    """Return the carriers with these keys."""
     return tuple(map(_find_carrier, keys))
 
 
