@@ -91,8 +91,8 @@ function draw() {
   context.beginPath();
   context.rect(0, AXIS, view.width, view.height - AXIS);
   context.clip();
-  for (const lane of visibleLanes()) drawLane(context, lane, AXIS + lane.y - view.scroll);
   drawEnd(context);
+  for (const lane of visibleLanes()) drawLane(context, lane, AXIS + lane.y - view.scroll);
   context.restore();
   drawAxis(context, ticks);
   drawScrollbar(context);
@@ -134,7 +134,7 @@ function drawAxis(context, ticks) {
   context.fillRect(0, 0, view.width, AXIS);
   context.fillStyle = colors.line;
   context.fillRect(0, AXIS - 1, view.width, 1);
-  context.fillRect(GUTTER - 1, 0, 1, view.height);
+  context.fillRect(GUTTER - 1, 0, 1, AXIS);
   for (const { x, text } of ticks) {
     context.fillStyle = colors.line;
     context.fillRect(Math.round(x), AXIS - 6, 1, 5);
@@ -283,9 +283,10 @@ function drawSpans(context, track, y, height, hollow) {
     context.fillRect(GUTTER + x0, y, w, height);
     if (w > 26) {
       const glyph = GLYPHS[status[i]];
-      const text = cut(labelOf(i), w - 10 - (glyph ? 14 : 0));
+      const left = Math.max(x0, 0); // in view, if the bar begins before
+      const text = cut(labelOf(i), x0 + w - left - 10 - (glyph ? 14 : 0));
       context.fillStyle = inkOn(status[i]);
-      context.fillText(glyph ? `${glyph} ${text}` : text, GUTTER + x0 + 5, y + height / 2 + 0.5);
+      context.fillText(glyph ? `${glyph} ${text}` : text, GUTTER + left + 5, y + height / 2 + 0.5);
       color = null;
     }
   }
@@ -323,6 +324,7 @@ function drawWaits(context, track, y, height) {
   const s = scale();
   const [first, last] = track.range(view.from, view.to);
   context.fillStyle = hatches.waiting;
+  context.globalAlpha = view.found ? 0.35 : 1;
   let drawn = -1;
   for (let k = first; k < Math.min(track.spans.length, last + 1); k++) {
     const i = track.spans[k];
@@ -332,6 +334,7 @@ function drawWaits(context, track, y, height) {
     context.fillRect(GUTTER + x0, y, x1 - x0, height);
     drawn = x1;
   }
+  context.globalAlpha = 1;
 }
 
 /** The lives of workers: a band behind their calls, with how they began and ended. */

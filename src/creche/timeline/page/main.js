@@ -189,11 +189,11 @@ function showTooltip(x, y) {
     if (isCall(i)) { if (worker[i] >= 0) line(`${processOf(i).name}, pid ${processOf(i).pid ?? "-"}`); }
     else line(`pid ${processOf(i).pid ?? "-"}${processOf(i).func ? `, ${strings[processOf(i).func]}` : ""}`);
     if (errors[i]) line(strings[errors[i]].slice(0, 160));
-    line(`from ${duration(Math.max(0, start[i]))}`);
+    line(`from ${moment(start[i])}`);
   } else if (hover.lane?.kind === "queue") {
     const n = hover.lane.queue.at(timeOf(x));
     content.push(make("strong", {}, `${n.toLocaleString("en")} call${n === 1 ? " waits" : "s wait"}`));
-    line(`at ${duration(Math.max(0, timeOf(x)))}`);
+    line(`at ${moment(Math.max(0, timeOf(x)))}`);
   } else return;
   tooltip.replaceChildren(...content);
   tooltip.style.display = "block";
@@ -234,7 +234,7 @@ function describe(i) {
     if (value !== null && value !== "") list.append(make("dt", {}, name), make("dd", {}, value));
   };
   const process = processOf(i);
-  const at = (time) => (time < 0 ? null : `${duration(time)} (${clockTime(time)})`);
+  const at = (time) => (time < 0 ? null : `${moment(time)} (${clockTime(time)})`);
   if (isCall(i)) {
     const waited = start[i] - queued[i], running = ran[i] ? end[i] - start[i] : 0;
     const share = 100 * waited / Math.max(1, waited + running);

@@ -259,9 +259,7 @@ function makeLanes(pack, folded) {
 }
 
 function laneLabel(row, pack) {
-  const names = new Set(row.map((process) => process.name));
-  if (names.size > 1) return `${row[0].name} and ${row.length - 1} more`;
-  return row[0].name;
+  return pack && row.length > 1 ? `${row[0].name}, …` : row[0].name;
 }
 
 function laneNote(row) {
@@ -284,6 +282,9 @@ function duration(us) {
 function precise(value) {
   return value >= 100 ? value.toFixed(0) : value >= 10 ? value.toFixed(1) : value.toFixed(2);
 }
+
+/** A time in full. */
+const moment = (us) => (us < 1e6 ? `${(us / 1e3).toFixed(3)} ms` : `${(us / 1e6).toFixed(6)} s`);
 
 function clockTime(us) {
   const time = new Date(data.began * 1000 + us / 1000);
