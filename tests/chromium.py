@@ -124,7 +124,7 @@ class Page:
     def _receive(self) -> dict[str, Any]:
         deadline = time.monotonic() + TIMEOUT
         while b"\0" not in self._buffer:
-            if not select.select([self._from], [], [], deadline - time.monotonic())[0]:
+            if not _readable(self._from, deadline - time.monotonic()):
                 raise TimeoutError("the browser does not answer")
             data = os.read(self._from, 1 << 20)
             if not data:
@@ -132,6 +132,10 @@ class Page:
             self._buffer += data
         message, _, self._buffer = self._buffer.partition(b"\0")
         return json.loads(message)  # type: ignore[no-any-return]
+
+
+def _readable(descriptor: int, timeout: float = TIMEOUT) -> bool:
+    return bool(select.select([descriptor], [], [], max(0.0, timeout))[0])
 
 
 @contextmanager
@@ -147,9 +151,13 @@ def chromium(folder: Path, *, width: int = 1440, height: int = 900) -> Iterator[
         os.dup2(high[0], 3)
         os.dup2(high[1], 4)
 
+    # It is nobody's child here, so that the processes that it starts while a test runs are not
+    # taken for that test's own.
+    in_background = ["sh", "-c", '"$@" &', "sh"]
     process = subprocess.Popen(
         [
-            path, "--headless=new", "--remote-debugging-pipe", "--no-sandbox", "--no-first-run",
+            *in_background, path,
+            "--headless=new", "--remote-debugging-pipe", "--no-sandbox", "--no-first-run",
             "--disable-gpu", "--disable-dev-shm-usage", "--disable-extensions", "--mute-audio",
             "--disable-background-networking", "--hide-scrollbars",
             f"--window-size={width},{height}", f"--user-data-dir={folder / 'profile'}",
@@ -161,6 +169,7 @@ def chromium(folder: Path, *, width: int = 1440, height: int = 900) -> Iterator[
     )  # fmt: skip
     os.close(commands)
     os.close(answers)
+    process.wait(TIMEOUT)
     try:
         page = Page(to_browser, from_browser)
         page.send(
@@ -171,6 +180,8 @@ def chromium(folder: Path, *, width: int = 1440, height: int = 900) -> Iterator[
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait(TIMEOUT)
+        with contextlib.suppress(OSError):
+            while _readable(from_browser) and os.read(from_browser, 1 << 20):
+                pass  # until it is gone, and nobody can write any more
         os.close(to_browser)
         os.close(from_browser)

@@ -95,14 +95,21 @@ def many(timeline: Timeline, clock: Clock, calls: int, workers: int = 8, seed: i
                 number += 1
                 code = -11 if status == "killed" else -15
                 by.stop_requested = status == "cancelled"
-                ends(by, until, code, ProcessDied("a worker died", exitcode=code, signal=None)
-                     if False else RuntimeError("the worker was killed by SIGSEGV"))
+                ends(
+                    by,
+                    until,
+                    code,
+                    ProcessDied("a worker died", exitcode=code, signal=None)
+                    if False
+                    else RuntimeError("the worker was killed by SIGSEGV"),
+                )
                 free.append((until + 0.025, fresh(number, until + 0.0005)))
             else:
                 free.append((until, by))
         error = ValueError("image file is truncated") if status == "error" else None
-        events.append((until, len(events),
-                       lambda m=made, s=status, e=error: _finish(timeline, m, s, e)))
+        events.append(
+            (until, len(events), lambda m=made, s=status, e=error: _finish(timeline, m, s, e))
+        )
     last = max(event[0] for event in events)
     for _, made in free:
         ends(made, last + 0.01, 0, None)

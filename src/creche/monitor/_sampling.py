@@ -44,7 +44,7 @@ class Sampler:
         if pid is None:
             return status
         try:
-            process = before.get(pid)
+            process: Any = before.get(pid)
             # Another process may have got the same pid.
             fresh = process is None or not process.is_running()
             if fresh:

@@ -9,14 +9,10 @@ from __future__ import annotations
 import html
 import json
 import platform
-from collections.abc import Iterable
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ._spans import CallSpan, ProcessSpan, calls_of_each
-
-if TYPE_CHECKING:
-    from ._recorder import Timeline
+from ._spans import ProcessSpan, Recording, calls_of_each
 
 # In the order of the page's scripts, each of which uses those before it.
 SCRIPTS = ("model.js", "draw.js", "main.js")
@@ -24,7 +20,7 @@ STATUSES = ("ok", "running", "cancelled", "error", "killed")
 """From the least to the most that people look for: in ``model.js`` as well."""
 
 
-def page(timeline: Timeline, title: str) -> str:
+def page(recording: Recording, title: str) -> str:
     """Return the page."""
     files = resources.files(__package__) / "page"
 
@@ -36,7 +32,7 @@ def page(timeline: Timeline, title: str) -> str:
     text = read("page.html").replace("/*{style}*/", read("style.css"))
     before, _, after = text.replace("/*{scripts}*/", scripts).partition("{data}")
     before = before.replace("{title}", html.escape(title))
-    return f"{before}{_embed(page_data(timeline, title))}{after}"
+    return f"{before}{_embed(page_data(recording, title))}{after}"
 
 
 def _embed(data: dict[str, Any]) -> str:
@@ -60,21 +56,18 @@ class _Strings:
         return number
 
 
-def page_data(timeline: Timeline, title: str) -> dict[str, Any]:
+def page_data(recording: Recording, title: str) -> dict[str, Any]:
     """Return what the page draws, for JSON."""
-    processes = timeline.processes
-    calls = timeline.calls
-    end = timeline.seconds
     strings = _Strings()
     return {
         "title": title,
-        "began": timeline.began,
-        "length": _microseconds(end),
-        "pid": timeline.pid,
+        "began": recording.began,
+        "length": _microseconds(recording.seconds),
+        "pid": recording.pid,
         "python": platform.python_version(),
-        "dropped": timeline.dropped,
-        "processes": [_process(process, strings) for process in processes],
-        "calls": _calls(calls, processes, end, strings),
+        "dropped": recording.dropped,
+        "processes": [_process(process, strings) for process in recording.processes],
+        "calls": _calls(recording, strings),
         "strings": strings.all,
     }
 
@@ -106,14 +99,11 @@ def _process(process: ProcessSpan, strings: _Strings) -> list[int | None]:
     ]
 
 
-def _calls(
-    calls: Iterable[CallSpan], processes: Iterable[ProcessSpan], end: float, strings: _Strings
-) -> dict[str, list[int]]:
+def _calls(recording: Recording, strings: _Strings) -> dict[str, list[int]]:
     """Describe calls by columns, in the order in which they were made."""
+    end = recording.seconds
     left_worker = {
-        call.id: until
-        for _, of_one in calls_of_each(calls, processes, end)
-        for call, until in of_one
+        call.id: until for _, of_one in calls_of_each(recording) for call, until in of_one
     }
     columns: dict[str, list[int]] = {
         name: []
@@ -124,7 +114,7 @@ def _calls(
     }  # fmt: skip
     add = {name: column.append for name, column in columns.items()}
     last = 0
-    for call in calls:
+    for call in recording.calls:
         queued = _microseconds(call.queued)
         over = max(queued, _microseconds(end if call.finished is None else call.finished))
         started = over if call.started is None else max(queued, _microseconds(call.started))

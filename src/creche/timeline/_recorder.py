@@ -7,6 +7,7 @@ and keep a small list. What it all means is worked out when somebody looks.
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import sys
 import time
@@ -23,7 +24,7 @@ from .._instruments import (
     remove_instrument,
 )
 from ._page import page
-from ._spans import CallSpan, ProcessSpan, Status
+from ._spans import CallSpan, ProcessSpan, Recording, Status
 from ._trace import trace
 
 _clock = time.perf_counter
@@ -167,14 +168,14 @@ class Timeline(Instrument):
 
     def trace(self) -> dict[str, Any]:
         """Return the recording in the Chrome trace event format, for ``json.dump``."""
-        return trace(self)
+        return trace(self._recording())
 
     def html(self, *, title: str | None = None) -> str:
         """Return the recording as an HTML page.
 
         :param title: by default, the name of the program
         """
-        return page(self, _program() if title is None else title)
+        return page(self._recording(), _program() if title is None else title)
 
     def write_trace(self, path: str | os.PathLike[str]) -> None:
         """Write a JSON file in the Chrome trace event format, which `Perfetto
@@ -186,9 +187,7 @@ class Timeline(Instrument):
 
         :raises OSError: if the file cannot be written
         """
-        from json import dumps
-
-        Path(path).write_text(dumps(self.trace(), separators=(",", ":")), encoding="utf-8")
+        Path(path).write_text(json.dumps(self.trace(), separators=(",", ":")), encoding="utf-8")
 
     def write_html(self, path: str | os.PathLike[str], *, title: str | None = None) -> None:
         """Write the recording as one HTML page, which needs nothing else and no network.
@@ -198,7 +197,8 @@ class Timeline(Instrument):
         :param title: by default, the name of the program
         :raises OSError: if the file cannot be written
         """
-        Path(path).write_text(self.html(title=title), encoding="utf-8")
+        # A name may have halves of characters in it, which come from the names of files.
+        Path(path).write_text(self.html(title=title), encoding="utf-8", errors="xmlcharrefreplace")
 
     def __repr__(self) -> str:
         state = "records" if self._stopped is None else "stopped"
@@ -207,6 +207,11 @@ class Timeline(Instrument):
             f" processes={len(self._processes) + len(self._ended_processes)}"
             f" calls={len(self._calls) + len(self._ended_calls)}>"
         )
+
+    def _recording(self) -> Recording:
+        # The end is read last: nothing has happened after it.
+        calls, processes = self.calls, self.processes
+        return Recording(self.began, self.pid, self.seconds, processes, calls, self.dropped)
 
     def _known(self, process: ObservedProcess) -> _Process:
         known = self._processes.get(process.id)

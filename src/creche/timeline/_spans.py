@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
@@ -70,18 +70,32 @@ class CallSpan:
     """What it failed with, in words."""
 
 
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """All that was recorded up to some time."""
+
+    began: float
+    """In seconds since the epoch."""
+    pid: int
+    seconds: float
+    processes: tuple[ProcessSpan, ...]
+    calls: tuple[CallSpan, ...]
+    dropped: int
+
+
 def calls_of_each(
-    calls: Iterable[CallSpan], processes: Iterable[ProcessSpan], end: float
+    recording: Recording,
 ) -> Iterator[tuple[int, list[tuple[CallSpan, float]]]]:
     """Yield the id of each worker with its calls, in order, and the time at which each ended there.
 
     That is not always when the call was over: a large result may be on its way while the worker
-    runs the next call already. A worker runs one at a time, and none when it is dead.
-
-    :param end: when a call that runs still is taken to have ended
+    runs the next call already. A worker runs one at a time, and none when it is dead. One that runs
+    still is taken to have ended with the recording.
     """
-    exits = {process.id: process.exited for process in processes}
-    ran = [call for call in calls if call.process is not None and call.started is not None]
+    exits = {process.id: process.exited for process in recording.processes}
+    ran = [
+        call for call in recording.calls if call.process is not None and call.started is not None
+    ]
     ran.sort(key=lambda call: (call.process, call.started))
     for id, group in groupby(ran, key=lambda call: call.process):
         assert id is not None
@@ -91,7 +105,7 @@ def calls_of_each(
         ends: list[tuple[CallSpan, float]] = []
         for call, bound in zip(of_one, bounds, strict=True):
             assert call.started is not None
-            times = (call.finished, bound, exited, end)
+            times = (call.finished, bound, exited, recording.seconds)
             last = min(time for time in times if time is not None)
             ends.append((call, max(last, call.started)))
         yield id, ends

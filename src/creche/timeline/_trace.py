@@ -8,12 +8,9 @@ The format is described in "Trace Event Format" by the Chromium project. Of it, 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ._spans import CallSpan, ProcessSpan, calls_of_each
-
-if TYPE_CHECKING:
-    from ._recorder import Timeline
+from ._spans import CallSpan, ProcessSpan, Recording, calls_of_each
 
 Event = dict[str, Any]
 
@@ -32,25 +29,23 @@ COLORS = {
 }
 
 
-def trace(timeline: Timeline) -> dict[str, Any]:
+def trace(recording: Recording) -> dict[str, Any]:
     """Return a trace as a JSON object."""
-    processes = timeline.processes
-    calls = timeline.calls
-    end = timeline.seconds
-    lanes = _lanes(processes, timeline.pid)
-    events = [*_parent(timeline.pid)]
+    processes, calls, end = recording.processes, recording.calls, recording.seconds
+    lanes = _lanes(processes, recording.pid)
+    events = [*_parent(recording.pid)]
     for sort_index, process in enumerate(processes, 1):
         events += _names(process, lanes[process.id], sort_index)
     timed = [event for process in processes for event in _life(process, lanes[process.id], end)]
-    for id, of_one in calls_of_each(calls, processes, end):
+    for id, of_one in calls_of_each(recording):
         # The worker of a call is unknown if it was forgotten, as there were too many.
         lane = lanes.get(id)
         if lane is None:
             lane = lanes[id] = _free(lanes)
             events += _forgotten(lane)
         timed += [_call(call, until, lane) for call, until in of_one]
-    timed += _waits(calls, timeline.pid, end)
-    timed += _queue_lengths(calls, timeline.pid)
+    timed += _waits(calls, recording.pid, end)
+    timed += _queue_lengths(calls, recording.pid)
     # A begin and an end at the same time stay in order, as sorting is stable.
     timed.sort(key=lambda event: event["ts"])
     return {
@@ -58,8 +53,8 @@ def trace(timeline: Timeline) -> dict[str, Any]:
         "displayTimeUnit": "ms",
         "otherData": {
             "creator": "creche",
-            "began": timeline.began,
-            "dropped": timeline.dropped,
+            "began": recording.began,
+            "dropped": recording.dropped,
         },
     }
 
@@ -76,9 +71,7 @@ def _lanes(processes: Iterable[ProcessSpan], parent: int) -> dict[int, int]:
             lanes[process.id] = process.pid
             taken.add(process.pid)
     free = max(taken)
-    for number, id in enumerate(left, free + 1):
-        lanes[id] = number
-    return lanes
+    return lanes | {id: number for number, id in enumerate(left, free + 1)}
 
 
 def _free(lanes: dict[int, int]) -> int:
