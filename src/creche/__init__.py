@@ -61,7 +61,9 @@ from ._stream._process_stream import open_stream as open_stream
 from ._wire._payloads import Serializer as Serializer
 
 if _typing.TYPE_CHECKING:
+    from . import monitor as monitor
     from . import sync as sync
+    from . import timeline as timeline
     from ._supervisor import Backoff as Backoff
     from ._supervisor import ChildEnded as ChildEnded
     from ._supervisor import ChildExited as ChildExited
@@ -80,7 +82,6 @@ if _typing.TYPE_CHECKING:
     from ._supervisor import SupervisorGaveUp as SupervisorGaveUp
     from ._supervisor import SupervisorStatistics as SupervisorStatistics
     from ._supervisor import open_supervisor as open_supervisor
-
 
 _SUPERVISION = frozenset(
     {
@@ -106,10 +107,13 @@ _SUPERVISION = frozenset(
 )
 
 
+_MODULES = frozenset({"monitor", "sync", "timeline"})
+
+
+# What not every child needs, and all of them import this.
 def __getattr__(name: str) -> _typing.Any:
-    # What not every child needs, and all of them import this.
-    if name == "sync":
-        return _importlib.import_module(f"{__name__}.sync")
+    if name in _MODULES:
+        return _importlib.import_module(f"{__name__}.{name}")
     if name in _SUPERVISION:
         return getattr(_importlib.import_module(f"{__name__}._supervisor"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

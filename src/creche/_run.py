@@ -12,7 +12,7 @@ import anyio.lowlevel
 
 from ._durations import check_timeout
 from ._errors import ProcessTimeout
-from ._function_names import call_wrapped, unwrapped
+from ._function_names import call_wrapped, simple_name
 from ._log_forwarding import LogTarget, check_log_target
 from ._output import check_output
 from ._platform import usable_cpus

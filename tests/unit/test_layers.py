@@ -12,7 +12,9 @@ PACKAGE = Path(creche.__file__).parent
 # From the top down. A module imports from lower layers, or from others of its own layer as long as
 # there is no cycle.
 LAYERS = [
+    ["__main__", "_running"],
     ["__init__"],
+    ["timeline", "monitor"],
     ["to_process", "progress", "context", "sync", "tracing", "pytest_plugin"],
     ["_pool", "_stream", "_channel", "_supervisor"],
     ["_nursery"],
