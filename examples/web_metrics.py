@@ -5,8 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterator
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
-from prometheus_client import Counter, Histogram
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    generate_latest,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -38,6 +43,10 @@ class Metrics:
             path = "other"
         self.requests.labels(path, status).inc()
         self.seconds.labels(path).observe(seconds)
+
+    def answered(self, path: str, status: int = 200) -> float:
+        labels = {"path": path, "status": str(status)}
+        return self.registry.get_sample_value("http_requests_total", labels) or 0
 
     def response(self) -> Response:
         text = generate_latest(self.registry)

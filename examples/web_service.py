@@ -11,8 +11,8 @@ The answer has thumbnails of the picture and its perceptual hash. They are made 
 - when more wait than can be served soon, the next ones get a 503 that says when to come back;
 - SIGTERM and SIGINT (Ctrl-C) drain: what was accepted is answered, then all processes go.
 
-``/healthz`` is for load balancers, ``/metrics`` for Prometheus. ``pictures.py`` has the work itself,
-``web_metrics.py`` the metrics. Needs ``pip install creche[examples]``.
+``/healthz`` is for load balancers, ``/metrics`` for Prometheus. The work itself is in
+``pictures.py``, the metrics are in ``web_metrics.py``. Needs ``pip install creche[examples]``.
 """
 
 from __future__ import annotations
@@ -270,8 +270,8 @@ async def serve(service: Service, backend: str, bind: str) -> None:
         else:
             from hypercorn.asyncio import serve as serve_app
         await serve_app(service.app, config, shutdown_trigger=until_drained)
-    answered = service.metrics.requests.labels("/thumbnails", 200)._value.get()
-    log.info("%s; pictures: %d", "cut short" if everything.cancelled_caught else "bye", answered)
+    end = "cut short" if everything.cancelled_caught else "drained"
+    log.info("%s; %d uploads were answered", end, service.metrics.answered("/thumbnails"))
 
 
 async def cancel_at_next(signals: AsyncIterator[signal.Signals], scope: anyio.CancelScope) -> None:
@@ -280,7 +280,7 @@ async def cancel_at_next(signals: AsyncIterator[signal.Signals], scope: anyio.Ca
 
 
 def app() -> Starlette:
-    """For other servers: ``uvicorn --factory web_service:app``, ``hypercorn "web_service:app()"``."""
+    """For other servers: ``uvicorn --factory web_service:app``, say."""
     return Service(Settings()).app
 
 
