@@ -72,7 +72,7 @@ class Service:
             name="thumbnails",
         )
         self.metrics = web_metrics.Metrics(["/thumbnails", "/healthz", "/metrics"], self.pool)
-        self.accepted = 0
+        self.accepted: set[anyio.CancelScope] = set()
         self.draining = False
         self.all_ended = anyio.Event()
         self.app = Starlette(
@@ -148,29 +148,38 @@ class Service:
     @contextmanager
     def accepting(self) -> Iterator[None]:
         """Count a request, from before its upload takes memory until it is answered."""
-        if self.draining or self.accepted >= self.settings.workers + self.settings.queue:
+        if self.draining or len(self.accepted) >= self.settings.workers + self.settings.queue:
             raise HTTPException(503, "too busy\n", {"Retry-After": str(self.seconds_until_free())})
-        self.accepted += 1
-        try:
-            yield
-        finally:
-            self.accepted -= 1
-            if self.draining and self.accepted == 0:
-                self.all_ended.set()
+        with anyio.CancelScope() as scope:
+            self.accepted.add(scope)
+            try:
+                yield
+            finally:
+                self.accepted.remove(scope)
+                if self.draining and not self.accepted:
+                    self.all_ended.set()
+        if scope.cancelled_caught:
+            raise HTTPException(503, "shutting down\n")
 
     def seconds_until_free(self) -> int:
         workers = self.pool.statistics().workers
         calls = sum(worker.tasks for worker in workers)
         seconds = sum(worker.seconds_busy for worker in workers) / max(1, calls)
-        return max(1, math.ceil(self.accepted * seconds / self.settings.workers))
+        return max(1, math.ceil(len(self.accepted) * seconds / self.settings.workers))
 
     async def drain(self) -> None:
-        """Accept nothing more, and wait until what was accepted is answered, which its deadlines
-        bound."""
-        log.info("draining: %d requests are still to be answered", self.accepted)
+        """Accept nothing more, and wait until what was accepted has ended.
+
+        Its deadlines bound that.
+        """
+        log.info("draining: %d requests are still to be answered", len(self.accepted))
         self.draining = True
         if self.accepted:
             await self.all_ended.wait()
+
+    def give_up(self) -> None:
+        for scope in self.accepted:
+            scope.cancel()
 
 
 # --- requests -----------------------------------------------------------------------------------
@@ -247,36 +256,35 @@ class Connections:
 async def serve(service: Service, backend: str, bind: str) -> None:
     """Serve until SIGTERM or SIGINT, and then until what was accepted is answered.
 
-    A second signal, or clients that do not take their answers, make an end to it.
+    A second signal makes an end to all work at once.
     """
     config = hypercorn.Config()
     config.bind = [bind]
-    config.errorlog = log
     config.backlog = 1000
+    config.errorlog = log
     config.graceful_timeout = service.settings.goodbye
+    if backend == "trio":
+        from hypercorn.trio import serve as serve_app
+    else:
+        from hypercorn.asyncio import serve as serve_app
 
     async def until_drained() -> None:
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             await anext(signals)
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(cancel_at_next, signals, everything)
+                tasks.start_soon(give_up_at_next, signals)
                 await service.drain()
                 tasks.cancel_scope.cancel()
         everything.deadline = anyio.current_time() + 2 * service.settings.goodbye
 
+    async def give_up_at_next(signals: AsyncIterator[signal.Signals]) -> None:
+        await anext(signals)
+        service.give_up()
+
+    # A last resort: Hypercorn waits for connections, on some versions of Python without a limit.
     with anyio.CancelScope() as everything:
-        if backend == "trio":
-            from hypercorn.trio import serve as serve_app
-        else:
-            from hypercorn.asyncio import serve as serve_app
         await serve_app(service.app, config, shutdown_trigger=until_drained)
-    end = "cut short" if everything.cancelled_caught else "drained"
-    log.info("%s; %d uploads were answered", end, service.metrics.answered("/thumbnails"))
-
-
-async def cancel_at_next(signals: AsyncIterator[signal.Signals], scope: anyio.CancelScope) -> None:
-    await anext(signals)
-    scope.cancel()
+    log.info("drained; %d uploads were answered", service.metrics.answered("/thumbnails"))
 
 
 def app() -> Starlette:
