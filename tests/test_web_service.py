@@ -233,7 +233,7 @@ def photo() -> bytes:
 @pytest.fixture(scope="module")
 def large_photo() -> bytes:
     """One that keeps a worker busy for a while."""
-    return encoded(drawing((6000, 6000)), "PNG", compress_level=1)
+    return encoded(drawing((5000, 5000)), "PNG", compress_level=1)
 
 
 @pytest.fixture(scope="module")
