@@ -25,6 +25,7 @@ from benchmarks import (
     _output,
     _report,
     _scale,
+    _service,
     _soak,
     _stall,
     _starts,
@@ -54,6 +55,7 @@ SUITES: dict[str, Callable[[int], Iterable[Table]]] = {
     "channels": lambda rounds: _channels.measure(max(3, rounds // 5)),
     "warm-stall": lambda rounds: [_stall.measure_warm(max(3, rounds // 5))],
     "sync": lambda rounds: _sync.measure(max(3, rounds // 5)),
+    "service": lambda rounds: _service.measure(max(2, rounds // 8)),
     "warm-cancel": lambda rounds: _warm_cancel.measure(max(3, rounds // 4)),
 }
 

@@ -57,20 +57,24 @@ class Settings:
     goodbye: float = 5.0  # seconds for slow clients to take their answers when all work is done
 
 
+def open_pool(settings: Settings) -> creche.ProcessPool:
+    return creche.open_pool(
+        settings.workers,
+        min_workers=settings.workers,  # ready before the first request, replaced at once
+        initializer=pictures.prepare,
+        initargs=[settings.niceness],
+        memory_limit=settings.memory_limit,
+        stop=creche.StopPolicy(grace=0),  # nothing to clean up: kill at once
+        name="thumbnails",
+    )
+
+
 class Service:
     """The application, its pool, and the requests that it has accepted."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, pool: creche.ProcessPool | None = None) -> None:
         self.settings = settings
-        self.pool = creche.open_pool(
-            settings.workers,
-            min_workers=settings.workers,  # ready before the first request, replaced at once
-            initializer=pictures.prepare,
-            initargs=[settings.niceness],
-            memory_limit=settings.memory_limit,
-            stop=creche.StopPolicy(grace=0),  # nothing to clean up: kill at once
-            name="thumbnails",
-        )
+        self.pool = pool or open_pool(settings)
         self.metrics = web_metrics.Metrics(["/thumbnails", "/healthz", "/metrics"], self.pool)
         self.accepted: set[anyio.CancelScope] = set()
         self.draining = False
