@@ -30,7 +30,6 @@ from typing import Any
 import anyio
 import anyio.to_thread
 
-
 from ._measuring import Row, Table
 
 ROOT = Path(__file__).parent.parent
