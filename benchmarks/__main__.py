@@ -26,6 +26,7 @@ from benchmarks import (
     _output,
     _report,
     _scale,
+    _service,
     _soak,
     _stall,
     _starts,
@@ -58,6 +59,7 @@ SUITES: dict[str, Callable[[int], Iterable[Table]]] = {
     "instruments": lambda rounds: [_instruments.measure(max(3, rounds // 5))],
     "sync": lambda rounds: _sync.measure(max(3, rounds // 5)),
     "supervisor": _supervisor.measure,
+    "service": lambda rounds: _service.measure(max(2, rounds // 8)),
     "warm-cancel": lambda rounds: _warm_cancel.measure(max(3, rounds // 4)),
 }
 
