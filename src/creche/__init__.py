@@ -53,6 +53,24 @@ from ._stop_policy import StopPolicy as StopPolicy
 from ._stop_request import StopRequested as StopRequested
 from ._stream._process_stream import ProcessStream as ProcessStream
 from ._stream._process_stream import open_stream as open_stream
+from ._supervisor._backoff import Backoff as Backoff
+from ._supervisor._child import SupervisedChild as SupervisedChild
+from ._supervisor._events import ChildExited as ChildExited
+from ._supervisor._events import ChildReady as ChildReady
+from ._supervisor._events import ChildRestarting as ChildRestarting
+from ._supervisor._events import ChildStarted as ChildStarted
+from ._supervisor._events import SupervisorEvent as SupervisorEvent
+from ._supervisor._events import SupervisorEvents as SupervisorEvents
+from ._supervisor._events import SupervisorGaveUp as SupervisorGaveUp
+from ._supervisor._failures import ChildEnded as ChildEnded
+from ._supervisor._failures import ChildUnhealthy as ChildUnhealthy
+from ._supervisor._health import HealthCheck as HealthCheck
+from ._supervisor._health import Heartbeat as Heartbeat
+from ._supervisor._states import ChildState as ChildState
+from ._supervisor._statistics import ChildStatistics as ChildStatistics
+from ._supervisor._statistics import SupervisorStatistics as SupervisorStatistics
+from ._supervisor._supervisor import Supervisor as Supervisor
+from ._supervisor._supervisor import open_supervisor as open_supervisor
 from ._wire._payloads import Serializer as Serializer
 
 if _typing.TYPE_CHECKING:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -39,6 +41,7 @@ class ProgressFeed:
 
     def __init__(self) -> None:
         self._latest: Progress | None = None
+        self._latest_at = -math.inf  # by time.monotonic()
         self._version = 0
         self._ended = False
         self._changed = Latch()
@@ -64,6 +67,7 @@ class ProgressFeed:
     def _report(self, progress: Progress) -> None:
         """In the watcher: the child has said something."""
         self._latest = progress
+        self._latest_at = time.monotonic()
         self._version += 1
         self._wake()
 

@@ -200,7 +200,12 @@ def _call_wrapped(wrapper: Any, /, *args: Any, **kwargs: Any) -> Any:
 
 def name_after(process: AsyncProcess[Any], func: Callable[..., Any]) -> None:
     """Give a process without a name of its own that of its function: ``parse-3``."""
+    number = process.name.partition("-")[2]
+    process.name = f"{base_name(func)}-{number}"
+
+
+def base_name(func: Callable[..., Any]) -> str:
+    """The name of a function, for that of a process."""
     while isinstance(func, functools.partial):
         func = func.args[0] if func.func is _call_wrapped else func.func
-    number = process.name.partition("-")[2]
-    process.name = f"{getattr(func, '__name__', type(func).__name__)}-{number}"
+    return getattr(func, "__name__", type(func).__name__)

@@ -14,7 +14,7 @@ PACKAGE = Path(creche.__file__).parent
 LAYERS = [
     ["__init__"],
     ["to_process", "progress", "context", "sync"],
-    ["_pool", "_stream", "_channel"],
+    ["_pool", "_stream", "_channel", "_supervisor"],
     ["_nursery"],
     ["_run", "from_process", "_preload"],
     ["_process", "_process_facts"],
