@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import logging
 import os
 import random
 import signal
@@ -41,7 +42,6 @@ from creche import (
     open_supervisor,
 )
 
-LEASE = 30.0  # seconds that a job may take
 ATTEMPTS = 3  # how often one is tried
 GRACE = 5.0  # seconds that a worker has to finish its job when it is stopped
 POLL = 0.05  # seconds between two looks into the database: any process may put jobs there
@@ -106,8 +106,8 @@ class Store:
                 [(kind, json.dumps(argument)) for argument in arguments],
             )
 
-    def claim(self, owner: str) -> Job | None:
-        """Take the job that is due first."""
+    def claim(self, owner: str, lease: float) -> Job | None:
+        """Take the job that is due first, for ``lease`` seconds."""
         now = time.time()
         with self._transaction():
             row = self._database.execute(
@@ -120,7 +120,7 @@ class Store:
             self._database.execute(
                 "UPDATE jobs SET state = 'running', attempts = attempts + 1, owner = ?, lease = ?"
                 " WHERE id = ?",
-                (owner, now + LEASE, row[0]),
+                (owner, now + lease, row[0]),
             )
         return Job(row[0], row[1], json.loads(row[2]), row[3])
 
@@ -245,7 +245,7 @@ KINDS: dict[str, Callable[[Any, int], int]] = {
 }
 
 
-def work_off(path: Path, run: str) -> None:
+def work_off(path: Path, run: str, lease: float) -> None:
     """What each worker runs, until it is stopped: one job after the other."""
     owner = owner_of(run, os.getpid())
     with contextlib.closing(Store(path)) as store:
@@ -253,13 +253,13 @@ def work_off(path: Path, run: str) -> None:
         while True:
             # A stop lets it finish the job that it has, for as long as the grace period is.
             with from_process.deferred_cancellation():
-                worked = run_one(store, owner)
+                worked = run_one(store, owner, lease)
             if not worked:
                 time.sleep(POLL)
 
 
-def run_one(store: Store, owner: str) -> bool:
-    job = store.claim(owner)
+def run_one(store: Store, owner: str, lease: float) -> bool:
+    job = store.claim(owner, lease)
     if job is None:
         return False
     try:
@@ -282,9 +282,10 @@ def owner_of(run: str, pid: int | None) -> str:
 class Work:
     """One run of the workers."""
 
-    def __init__(self, path: Path, store: Store) -> None:
+    def __init__(self, path: Path, store: Store, lease: float) -> None:
         self._path = path
         self._store = store
+        self._lease = lease
         self._run = uuid.uuid4().hex
         self._one_at_a_time = anyio.CapacityLimiter(1)
 
@@ -300,7 +301,9 @@ class Work:
                 tasks.start_soon(cancel_on_signal, tasks.cancel_scope)
                 tasks.start_soon(self._release_claims, supervisor.events())
                 for number in range(1, workers + 1):
-                    await supervisor.start(work_off, self._path, self._run, name=f"worker-{number}")
+                    await supervisor.start(
+                        work_off, self._path, self._run, self._lease, name=f"worker-{number}"
+                    )
                 print(f"process {os.getpid()} has {workers} workers", flush=True)
                 tasks.start_soon(self._kill_the_overdue, supervisor)
                 if until_empty:
@@ -331,7 +334,7 @@ class Work:
             late = await self._call(lambda: self._store.owners(overdue=True))
             for child in list(supervisor.children.values()):
                 if owner_of(self._run, child.pid) in late and child.process is not None:
-                    await child.process.kill()
+                    await child.process.kill()  # a failure like any other: it is replaced
             await anyio.sleep(0.5)
 
     async def _wait_until_empty(self) -> None:
@@ -354,9 +357,9 @@ def numbers(jobs: list[int]) -> str:
     return ", ".join(f"job {job}" for job in jobs) or "nothing"
 
 
-def work(path: Path, workers: int, until_empty: bool, backend: str) -> None:
+def work(path: Path, workers: int, lease: float, until_empty: bool, backend: str) -> None:
     with working_alone(path), contextlib.closing(Store(path)) as store:
-        anyio.run(Work(path, store).run, workers, until_empty, backend=backend)
+        anyio.run(Work(path, store, lease).run, workers, until_empty, backend=backend)
 
 
 def show_status(path: Path) -> None:
@@ -376,7 +379,7 @@ def demonstrate(workers: int, backend: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "jobs.sqlite")
         with contextlib.closing(Store(path)) as store:
-            store.enqueue("primes", *[60_000] * 40)
+            store.enqueue("primes", *[50_000] * 40)
             store.enqueue("flaky", 1, 2, ATTEMPTS)  # the last one never works
             store.enqueue("crash", 3)
             for kill in (kill_some_workers, let_it_finish):
@@ -388,15 +391,20 @@ def demonstrate(workers: int, backend: str) -> None:
 
 
 def kill_some_workers(process: subprocess.Popen[bytes], store: Store) -> None:
-    for _ in range(4):
-        time.sleep(0.5)
-        if owners := store.owners():
-            pid = int(random.choice(owners).rpartition(":")[2])
-            print(f"--- killing process {pid}, which works on a job", flush=True)
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, FORCE)
+    for done in (4, 8, 12):
+        wait_for(store, done)
+        pid = int(random.choice(store.owners()).rpartition(":")[2])
+        print(f"--- killing process {pid}, which works on a job", flush=True)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, FORCE)
+    wait_for(store, 16)
     print(f"--- killing process {process.pid}, and so all of its workers", flush=True)
     process.kill()
+
+
+def wait_for(store: Store, done: int) -> None:
+    while store.counts()["done"] < done or not store.owners():
+        time.sleep(0.01)
 
 
 def let_it_finish(process: subprocess.Popen[bytes], store: Store) -> None:
@@ -411,7 +419,6 @@ if __name__ == "__main__":
     parser.add_argument("--database", type=Path, default=Path("jobs.sqlite"))
     parser.add_argument("--backend", choices=["asyncio", "trio"], default="asyncio")
     parser.add_argument("--workers", type=int, default=3)
-    parser.set_defaults(command="demo")
     commands = parser.add_subparsers(dest="command")
     enqueue = commands.add_parser("enqueue", help="add jobs")
     enqueue.add_argument("kind", choices=KINDS)
@@ -419,16 +426,25 @@ if __name__ == "__main__":
     enqueue.add_argument("--count", type=int, default=1)
     working = commands.add_parser("work", help="work jobs off, until SIGTERM or Ctrl-C")
     working.add_argument("--workers", type=int, default=argparse.SUPPRESS)
+    working.add_argument("--lease", type=float, default=30.0, help="seconds that a job may take")
     working.add_argument("--until-empty", action="store_true", help="end when there are none left")
     commands.add_parser("status", help="show what became of them")
     commands.add_parser("demo", help="work some jobs off, and kill whatever works")
+    parser.set_defaults(command="demo")
     options = parser.parse_args()
+    logging.basicConfig(level=logging.ERROR)  # what becomes of workers is printed, in fewer words
     match options.command:
         case "enqueue":
             with contextlib.closing(Store(options.database)) as store:
                 store.enqueue(options.kind, *[options.argument] * options.count)
         case "work":
-            work(options.database, options.workers, options.until_empty, options.backend)
+            work(
+                options.database,
+                options.workers,
+                options.lease,
+                options.until_empty,
+                options.backend,
+            )
         case "status":
             show_status(options.database)
         case "demo":

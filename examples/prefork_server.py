@@ -16,10 +16,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import os
 import signal
 import socket
-import traceback
 from urllib.parse import parse_qs, urlsplit
 
 import anyio
@@ -28,13 +28,9 @@ import h11
 from anyio.abc import TaskGroup
 
 from creche import (
-    ChildExited,
-    ChildReady,
     Heartbeat,
-    ProcessError,
     StopPolicy,
     Supervisor,
-    SupervisorEvents,
     from_process,
     open_supervisor,
 )
@@ -142,7 +138,7 @@ class Server:
         except OSError:  # TimeoutError is one, too
             pass  # the client has gone, or takes too long
         except Exception:
-            traceback.print_exc()  # one connection is not worth all the others
+            logging.exception("a connection failed")  # one connection is not worth all the others
         finally:
             await connection.close()
 
@@ -167,7 +163,7 @@ class Server:
         try:
             status, text = await answer(request, body)
         except Exception:
-            traceback.print_exc()
+            logging.exception("a request failed")
             status, text = 500, b"something went wrong\n"
         # The client hears that it has to open a new connection, which another worker will accept.
         await connection.send(status, text, last=self._draining)
@@ -246,15 +242,17 @@ async def main(port: int, workers: int) -> None:
         anyio.open_signal_receiver(signal.SIGHUP, signal.SIGTERM, signal.SIGINT) as signals,
         socket.create_server((HOST, port), backlog=BACKLOG) as listener,
     ):
-        async with open_supervisor(name="server", stop=StopPolicy(grace=GRACE)) as supervisor:
+        # Requests that crash their workers are no reason to turn all others away.
+        async with open_supervisor(
+            name="server", stop=StopPolicy(grace=GRACE), intensity=100, period=10.0, logs=True
+        ) as supervisor:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(show_events, supervisor.events())
                 for number in range(1, workers + 1):
                     await supervisor.start(
                         serve,
                         listener,
                         name=f"worker-{number}",
-                        health=Heartbeat(within=5 * HEARTBEAT),
+                        health=Heartbeat(within=3 * HEARTBEAT),
                     )
                 address = "{}:{}".format(*listener.getsockname())
                 print(f"process {os.getpid()} listens on http://{address}", flush=True)
@@ -271,12 +269,12 @@ async def main(port: int, workers: int) -> None:
 
 async def roll(supervisor: Supervisor) -> None:
     """Replace the workers one by one: the new one serves before the old one drains."""
-    try:
-        for name in list(supervisor.children):
+    for name in list(supervisor.children):
+        try:
             await supervisor.roll(name)
-        print("every worker is a new one", flush=True)
-    except ProcessError as error:  # the new one does not come up: the old ones serve on
-        print(f"the rolling restart failed: {error}", flush=True)
+        except Exception:  # the new one does not come up: the old one serves on
+            logging.exception("%s was not replaced", name)
+    print("the rolling restart is over", flush=True)
 
 
 async def drain(supervisor: Supervisor) -> None:
@@ -286,21 +284,11 @@ async def drain(supervisor: Supervisor) -> None:
             tasks.start_soon(supervisor.remove, name)
 
 
-async def show_events(events: SupervisorEvents) -> None:
-    async for event in events:
-        match event:
-            case ChildReady():
-                print(f"{event.child} (pid {event.pid}) serves", flush=True)
-            case ChildExited(stopped=True):
-                print(f"{event.child} (pid {event.pid}) has drained", flush=True)
-            case ChildExited():
-                print(f"{event.child} (pid {event.pid}): {event.exception}", flush=True)
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="A pre-forking server.")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--backend", choices=["asyncio", "trio"], default="asyncio")
     options = parser.parse_args()
+    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
     anyio.run(main, options.port, options.workers, backend=options.backend)
