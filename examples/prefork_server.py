@@ -113,9 +113,11 @@ class Server:
                     await wait_readable(self._listener)
                     if not self._accept(connections):
                         await anyio.sleep(0.01)
-            # If the other workers end as well, nobody else would accept what waits now.
+            # If all workers end, nobody else accepts what waits now; and what comes after the last
+            # of them has closed the socket is turned away at once.
             while self._accept(connections):
                 pass
+            self._listener.close()
 
     def _accept(self, connections: TaskGroup) -> bool:
         try:
