@@ -28,6 +28,7 @@ import h11
 from anyio.abc import TaskGroup
 
 from creche import (
+    Backoff,
     Heartbeat,
     StopPolicy,
     Supervisor,
@@ -244,9 +245,14 @@ async def main(port: int, workers: int) -> None:
         anyio.open_signal_receiver(signal.SIGHUP, signal.SIGTERM, signal.SIGINT) as signals,
         socket.create_server((HOST, port), backlog=BACKLOG) as listener,
     ):
-        # Requests that crash their workers are no reason to turn all others away.
         async with open_supervisor(
-            name="server", stop=StopPolicy(grace=GRACE), intensity=100, period=10.0, logs=True
+            name="server",
+            stop=StopPolicy(grace=GRACE),
+            # Requests that crash their workers are no reason to turn all others away.
+            intensity=100,
+            period=10.0,
+            backoff=Backoff(maximum=1.0),
+            logs=True,
         ) as supervisor:
             async with anyio.create_task_group() as tasks:
                 for number in range(1, workers + 1):

@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -96,19 +97,40 @@ def running(program: Program, example: str, *arguments: object) -> Iterator[Serv
             service._reader.join(TIMEOUT)
 
 
-def kill_if_there(pid: int, signum: int = signal.SIGKILL) -> bool:
+@dataclass(frozen=True)
+class Kill:
+    """When a process was killed, and when it was gone."""
+
+    began: float
+    ended: float
+
+    def meets(self, failure: Failure) -> bool:
+        return self.began <= failure.ended and failure.began <= self.ended
+
+
+def kill(pid: int) -> Kill | None:
+    """Kill a process, if it is there, and wait until it is not."""
     try:
-        os.kill(pid, signum)
+        descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
-        return False
-    return True
+        return None
+    try:
+        began = time.monotonic()
+        signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+        assert select.select([descriptor], [], [], TIMEOUT)[0]
+        return Kill(began, time.monotonic())
+    except ProcessLookupError:
+        return None
+    finally:
+        os.close(descriptor)
 
 
 @dataclass
 class Failure:
-    """A request that got no good answer, and when it was under way."""
+    """A request that got no good answer."""
 
     began: float
+    """When it was sent; or, on a connection that was kept, the one before."""
     ended: float
     error: str
 
@@ -156,18 +178,21 @@ class Clients:
             goal = answered() + count
             assert self._answered.wait_for(lambda: answered() >= goal, TIMEOUT), self.failures
 
-    def failures_apart_from(self, kills: list[float]) -> list[Failure]:
+    def failures_apart_from(self, kills: list[Kill]) -> list[Failure]:
         """Those that were under way when no process was killed."""
         return [
             failure
             for failure in self.failures
-            if not any(failure.began <= moment <= failure.ended for moment in kills)
+            if not any(
+                kill.began <= failure.ended and failure.began <= kill.ended for kill in kills
+            )
         ]
 
     def _run(self, number: int) -> None:
         keeps, slow = number % 2 == 0, number % 3 == 0
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=TIMEOUT)
         with contextlib.closing(connection):
+            before = time.monotonic()
             while not self._stopping.is_set():
                 began = time.monotonic()
                 try:
@@ -181,6 +206,7 @@ class Clients:
                     if not keeps:
                         connection.close()
                 except Exception as error:
-                    ended = time.monotonic()
-                    self.failures.append(Failure(began, ended, f"{number}: {error!r}"))
+                    failure = Failure(before if keeps else began, time.monotonic(), repr(error))
+                    self.failures.append(failure)
                     connection.close()
+                before = began
