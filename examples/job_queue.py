@@ -204,7 +204,7 @@ def working_alone(path: Path) -> Iterator[None]:
 
     The lock is SQLite's own, on a file beside: the system lets go of it when this process dies.
     """
-    lock = sqlite3.connect(f"{path}-lock", timeout=5, isolation_level=None)
+    lock = sqlite3.connect(f"{path}-lock", timeout=1, isolation_level=None)
     with contextlib.closing(lock):
         try:
             lock.execute("BEGIN EXCLUSIVE")

@@ -184,7 +184,7 @@ def test_nothing_is_left_of_a_killed_server(program: Program) -> None:
 @pytest.mark.parametrize(
     "seconds",
     [
-        pytest.param(4, id="seconds"),
+        pytest.param(3, id="seconds"),
         pytest.param(60, id="minute", marks=[pytest.mark.slow, pytest.mark.timeout(200)]),
     ],
 )
