@@ -121,8 +121,8 @@ class Engine:
                 spec.close()
         if self._failures:
             raise BaseExceptionGroup(
-                f"supervisor {self.name!r} gave up: more than {self.options.intensity} restarts within"
-                f" {self.options.period:g} seconds",
+                f"supervisor {self.name!r} gave up: more than {self.options.intensity} restarts"
+                f" within {self.options.period:g} seconds",
                 [*self._failures, *others],
             ) from None
         if error is not None and error is not exc and not swallowed:
