@@ -29,6 +29,7 @@ from benchmarks import (
     _stall,
     _starts,
     _streams,
+    _supervisor,
     _sync,
     _talking,
     _throughput,
@@ -54,6 +55,7 @@ SUITES: dict[str, Callable[[int], Iterable[Table]]] = {
     "channels": lambda rounds: _channels.measure(max(3, rounds // 5)),
     "warm-stall": lambda rounds: [_stall.measure_warm(max(3, rounds // 5))],
     "sync": lambda rounds: _sync.measure(max(3, rounds // 5)),
+    "supervisor": _supervisor.measure,
     "warm-cancel": lambda rounds: _warm_cancel.measure(max(3, rounds // 4)),
 }
 

@@ -586,7 +586,7 @@ async def test_only_who_is_ready_is_rolled(tmp_path: Path) -> None:
             targets.end_in_order, str(tmp_path / "log"), "returns", restart="transient"
         )
         await supervisor.wait()
-        with pytest.raises(creche.ProcessStateError, match=r"cannot roll .* it is ended, not ready"):
+        with pytest.raises(creche.ProcessStateError, match="it is ended, not ready"):
             await supervisor.roll(child.name)
 
 

@@ -53,33 +53,60 @@ from ._stop_policy import StopPolicy as StopPolicy
 from ._stop_request import StopRequested as StopRequested
 from ._stream._process_stream import ProcessStream as ProcessStream
 from ._stream._process_stream import open_stream as open_stream
-from ._supervisor._backoff import Backoff as Backoff
-from ._supervisor._child import SupervisedChild as SupervisedChild
-from ._supervisor._events import ChildExited as ChildExited
-from ._supervisor._events import ChildReady as ChildReady
-from ._supervisor._events import ChildRestarting as ChildRestarting
-from ._supervisor._events import ChildStarted as ChildStarted
-from ._supervisor._events import SupervisorEvent as SupervisorEvent
-from ._supervisor._events import SupervisorEvents as SupervisorEvents
-from ._supervisor._events import SupervisorGaveUp as SupervisorGaveUp
-from ._supervisor._failures import ChildEnded as ChildEnded
-from ._supervisor._failures import ChildUnhealthy as ChildUnhealthy
-from ._supervisor._health import HealthCheck as HealthCheck
-from ._supervisor._health import Heartbeat as Heartbeat
-from ._supervisor._states import ChildState as ChildState
-from ._supervisor._statistics import ChildStatistics as ChildStatistics
-from ._supervisor._statistics import SupervisorStatistics as SupervisorStatistics
-from ._supervisor._supervisor import Supervisor as Supervisor
-from ._supervisor._supervisor import open_supervisor as open_supervisor
 from ._wire._payloads import Serializer as Serializer
 
 if _typing.TYPE_CHECKING:
     from . import sync as sync
+    from ._supervisor import Backoff as Backoff
+    from ._supervisor import ChildEnded as ChildEnded
+    from ._supervisor import ChildExited as ChildExited
+    from ._supervisor import ChildReady as ChildReady
+    from ._supervisor import ChildRestarting as ChildRestarting
+    from ._supervisor import ChildStarted as ChildStarted
+    from ._supervisor import ChildState as ChildState
+    from ._supervisor import ChildStatistics as ChildStatistics
+    from ._supervisor import ChildUnhealthy as ChildUnhealthy
+    from ._supervisor import HealthCheck as HealthCheck
+    from ._supervisor import Heartbeat as Heartbeat
+    from ._supervisor import SupervisedChild as SupervisedChild
+    from ._supervisor import Supervisor as Supervisor
+    from ._supervisor import SupervisorEvent as SupervisorEvent
+    from ._supervisor import SupervisorEvents as SupervisorEvents
+    from ._supervisor import SupervisorGaveUp as SupervisorGaveUp
+    from ._supervisor import SupervisorStatistics as SupervisorStatistics
+    from ._supervisor import open_supervisor as open_supervisor
+
+
+_SUPERVISION = frozenset(
+    {
+        "Backoff",
+        "ChildEnded",
+        "ChildExited",
+        "ChildReady",
+        "ChildRestarting",
+        "ChildStarted",
+        "ChildState",
+        "ChildStatistics",
+        "ChildUnhealthy",
+        "HealthCheck",
+        "Heartbeat",
+        "SupervisedChild",
+        "Supervisor",
+        "SupervisorEvent",
+        "SupervisorEvents",
+        "SupervisorGaveUp",
+        "SupervisorStatistics",
+        "open_supervisor",
+    }
+)
 
 
 def __getattr__(name: str) -> _typing.Any:
-    if name == "sync":  # not every child needs it, and all of them import this
+    # What not every child needs, and all of them import this.
+    if name == "sync":
         return _importlib.import_module(f"{__name__}.sync")
+    if name in _SUPERVISION:
+        return getattr(_importlib.import_module(f"{__name__}._supervisor"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

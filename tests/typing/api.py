@@ -251,3 +251,34 @@ async def check_channels() -> None:
         assert_type(text, str)
     for text in there:
         assert_type(text, str)
+
+
+async def check_supervisor() -> None:
+    async with creche.open_supervisor(
+        strategy="rest_for_one", backoff=creche.Backoff(initial=1)
+    ) as supervisor:
+        assert_type(supervisor, creche.Supervisor)
+        child = await supervisor.start(halve, 1, restart="transient", shutdown="kill")
+        assert_type(child, creche.SupervisedChild)
+        await supervisor.start(halve_async, 1, health=creche.Heartbeat(1))
+        await supervisor.start(halve, "1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        await supervisor.start(halve, 1, restart="always")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+        async def check(child: creche.SupervisedChild) -> bool:
+            return child.state is creche.ChildState.READY
+
+        await supervisor.start(no_value, health=creche.HealthCheck(check, interval=1))
+
+        async def set_up(nested: creche.Supervisor) -> None:
+            await nested.start(no_value, shutdown=creche.StopPolicy(grace=1))
+
+        nested = await supervisor.start_supervisor(set_up, name="nested")
+        assert_type(nested, creche.Supervisor)
+        assert_type(supervisor.children["nested"], creche.SupervisedChild)
+        assert_type(child.process, creche.AsyncProcess[Any] | None)
+        assert_type(child.pid, int | None)
+        async for event in supervisor.events():
+            assert_type(event, creche.SupervisorEvent)
+            if isinstance(event, creche.ChildExited):
+                assert_type(event.exception, BaseException | None)
+        assert_type(supervisor.statistics().children, tuple[creche.ChildStatistics, ...])

@@ -117,12 +117,11 @@ async def _wait_for_failures(health: HealthCheck[ChildT], child: ChildT) -> Base
 
 async def _failure_of(health: HealthCheck[ChildT], child: ChildT) -> BaseException | None:
     try:
-        with anyio.fail_after(health.timeout):
-            result = await health.check(child)
-    except TimeoutError as error:
-        return (
-            error if str(error) else TimeoutError(f"it took more than {health.timeout:g} seconds")
-        )
+        with anyio.move_on_after(health.timeout) as scope:
+            if await health.check(child) is False:
+                return ValueError("the check returned False")
     except Exception as error:
         return error
-    return ValueError("the check returned False") if result is False else None
+    if scope.cancelled_caught:
+        return TimeoutError(f"it took more than {health.timeout:g} seconds")
+    return None

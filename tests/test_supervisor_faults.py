@@ -1,0 +1,589 @@
+"""The supervisor under attack."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+import supervisor_targets as targets
+import support
+from scripts import Program
+from supervisor_support import all_events, next_event
+from support import TIMEOUT, Announcements
+
+import creche
+from creche import (
+    Backoff,
+    ChildExited,
+    ChildReady,
+    ChildRestarting,
+    ChildStarted,
+    ChildState,
+    ChildUnhealthy,
+    HealthCheck,
+    Heartbeat,
+    StopPolicy,
+    SupervisedChild,
+    Supervisor,
+    open_supervisor,
+)
+
+pytestmark = pytest.mark.anyio
+
+AT_ONCE = Backoff(initial=0)
+NEVER = Backoff(initial=10 * TIMEOUT, maximum=math.inf, jitter=0, immediate=0)
+STRATEGIES = ["one_for_one", "one_for_all", "rest_for_one"]
+
+
+def send(child: SupervisedChild, number: int) -> None:
+    assert child.pid is not None
+    os.kill(child.pid, number)
+
+
+def kill(child: SupervisedChild) -> None:
+    send(child, signal.SIGKILL)
+
+
+async def kill_later(child: SupervisedChild, delay: float) -> None:
+    await anyio.sleep(delay)
+    kill(child)
+
+
+async def until_ready(supervisor: Supervisor) -> None:
+    """Wait until all children are ready, and nothing is about to change that."""
+    engine: Any = supervisor._engine
+    with anyio.fail_after(TIMEOUT):
+        await engine.changes.wait_until(
+            lambda: (
+                all(child._is_ready() for child in engine.children.values())
+                and not any(mender.at_work for mender in engine._menders.values())
+            )
+        )
+
+
+# --- a child that hangs -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("then", ["waits", "holds the GIL"])
+async def test_heartbeat_stops(then: str) -> None:
+    async with open_supervisor(stop=StopPolicy(grace=0.1), intensity=100) as supervisor:
+        child = await supervisor.start(targets.beat, 5, then, health=Heartbeat(0.3))
+        events = supervisor.events()
+        exited = await next_event(events, ChildExited)
+        assert isinstance(exited.exception, ChildUnhealthy)
+        assert "gave no sign of life by creche.from_process.report() for 0.3" in str(
+            exited.exception
+        )
+        assert not exited.stopped
+        await next_event(events, ChildReady)
+        assert child.restarts == 1
+
+
+async def test_heartbeat_of_a_stopped_process() -> None:
+    async with open_supervisor(stop=StopPolicy(grace=0.1)) as supervisor:
+        child = await supervisor.start(targets.beat_for_ever, health=Heartbeat(0.5))
+        events = supervisor.events()
+        with anyio.move_on_after(1.2):
+            await next_event(events, ChildExited)
+            pytest.fail("it was healthy")
+        send(child, signal.SIGSTOP)
+        exited = await next_event(events, ChildExited)
+        assert isinstance(exited.exception, ChildUnhealthy)
+        await next_event(events, ChildReady)
+
+
+async def test_blocked_event_loop_blames_nobody() -> None:
+    async with open_supervisor() as supervisor:
+        await supervisor.start(targets.beat_for_ever, health=Heartbeat(0.5))
+        events = supervisor.events()
+        for _ in range(2):
+            time.sleep(1.2)
+            with anyio.move_on_after(0.2):
+                await next_event(events, ChildExited)
+                pytest.fail("it was healthy")
+
+
+async def test_who_hangs_is_not_waited_for_without_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("creche._supervisor._shutdown.DEFAULT_STOP_POLICY", StopPolicy(grace=0.1))
+    async with open_supervisor() as supervisor:
+        await supervisor.start(
+            targets.beat,
+            1,
+            "holds the GIL",
+            health=Heartbeat(0.5),
+            shutdown="wait",
+            restart="temporary",
+        )
+        exited = await next_event(supervisor.events(), ChildExited)
+        assert exited.exitcode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("failure", "message"),
+    [
+        ("false", "failed its health check 2 times in a row: the check returned False"),
+        ("raises", "2 times in a row: no answer"),
+        ("hangs", "2 times in a row: it took more than 0.05 seconds"),
+        ("times out", "2 times in a row: TimeoutError"),
+    ],
+)
+async def test_health_check(failure: str, message: str) -> None:
+    checked: list[SupervisedChild] = []
+
+    async def check(child: SupervisedChild) -> bool:
+        checked.append(child)
+        if len(checked) in (2, 4, 5):  # one that is alone does not count
+            if failure == "raises":
+                raise LookupError("no answer")
+            if failure == "hangs":
+                await anyio.sleep_forever()
+            return failure != "false"
+        return True
+
+    if failure == "times out":
+
+        async def check(child: SupervisedChild) -> bool:
+            raise TimeoutError
+
+    async with open_supervisor() as supervisor:
+        events = supervisor.events()
+        health = HealthCheck(check, interval=0.01, timeout=0.05, failures=2)
+        child = await supervisor.start(targets.serve, health=health)
+        exited = await next_event(events, ChildExited)
+        assert message in str(exited.exception)
+        assert exited.exitcode == -signal.SIGTERM
+        if failure != "times out":
+            assert checked == [child] * 5
+            await next_event(events, ChildReady)
+            while len(checked) < 8:
+                await anyio.sleep(0.01)
+
+
+async def test_start_timeout_at_a_restart(tmp_path: Path) -> None:
+    """A child that does not say that it is ready counts as one that fails."""
+    path = tmp_path / "exists"
+    path.touch()
+    with pytest.raises(ExceptionGroup) as caught:
+        async with open_supervisor(intensity=2, period=60, backoff=AT_ONCE) as supervisor:
+            child = await supervisor.start(targets.start_while_exists, str(path), start_timeout=2.0)
+            path.unlink()
+            engine: Any = supervisor._engine
+            object.__setattr__(engine._specs[child], "start_timeout", 0.1)
+            kill(child)
+            await supervisor.wait()
+    types = [type(failure) for failure in caught.value.exceptions]
+    assert types == [creche.ProcessDied, creche.ProcessTimeout, creche.ProcessTimeout]
+
+
+# --- removed, cancelled, killed at any moment ---------------------------------------------------
+
+
+async def test_removed_in_its_backoff() -> None:
+    async with open_supervisor(backoff=NEVER) as supervisor:
+        child = await supervisor.start(targets.serve)
+        events = supervisor.events()
+        kill(child)
+        await next_event(events, ChildRestarting)
+        with anyio.fail_after(TIMEOUT):
+            await supervisor.remove(child.name)
+            await supervisor.wait()
+        assert child.state is ChildState.REMOVED
+        assert not supervisor.children
+
+
+@pytest.mark.parametrize("strategy", ["one_for_all", "rest_for_one"])
+async def test_siblings_of_who_is_removed_in_its_backoff_come_back(strategy: Any) -> None:
+    async with open_supervisor(strategy=strategy) as supervisor:
+        first = await supervisor.start(targets.serve, backoff=NEVER, name="first")
+        second = await supervisor.start(targets.serve, name="second")
+        events = supervisor.events()
+        kill(first)
+        await next_event(events, ChildRestarting, "second")
+        assert second.state is ChildState.WAITING
+        await supervisor.remove("first")
+        await supervisor.restart("second")  # does not wait for the back-off of the other
+        assert second.state is ChildState.READY
+        assert list(supervisor.children) == ["second"]
+
+
+async def test_removed_while_it_starts(announcements: Announcements) -> None:
+    async with open_supervisor() as supervisor:
+        with pytest.raises(creche.ProcessStateError, match="is not started: it was removed"):
+            async with _own_task_group() as tasks:
+                tasks.start_soon(
+                    lambda: supervisor.start(
+                        targets.never_ready, announcements.path, name="x", start_timeout=None
+                    )
+                )
+                pid = await announcements.get_pid()
+                with anyio.CancelScope(shield=True):
+                    await supervisor.remove("x")
+                assert support.wait_until_gone(pid, 0)
+        assert not supervisor.children
+
+
+class _own_task_group:
+    """A task group that raises the one exception that is in its group."""
+
+    async def __aenter__(self) -> anyio.abc.TaskGroup:
+        self._tasks = anyio.create_task_group()
+        return await self._tasks.__aenter__()
+
+    async def __aexit__(self, *error: Any) -> Any:
+        try:
+            return await self._tasks.__aexit__(*error)
+        except BaseExceptionGroup as group:
+            (only,) = group.exceptions
+            raise only from None
+
+
+@pytest.mark.parametrize("method", ["restart", "roll"])
+async def test_removed_while_it_is_replaced(method: str, tmp_path: Path) -> None:
+    path = tmp_path / "exists"
+    path.touch()
+    async with open_supervisor() as supervisor:
+        child = await supervisor.start(targets.start_while_exists, str(path))
+        path.unlink()
+        events = supervisor.events()
+        with pytest.raises(creche.ProcessStateError):
+            async with _own_task_group() as tasks:
+                tasks.start_soon(getattr(supervisor, method), child.name)
+                await next_event(events, ChildStarted)
+                with anyio.CancelScope(shield=True):
+                    await supervisor.remove(child.name)
+        assert not child._lives
+        assert child.state is ChildState.REMOVED
+
+
+@pytest.mark.parametrize("method", ["start", "restart", "roll"])
+async def test_closed_meanwhile(method: str, announcements: Announcements, tmp_path: Path) -> None:
+    """Who waits in another task hears of it."""
+    path = tmp_path / "exists"
+    path.touch()
+    with pytest.raises(creche.ProcessStateError):
+        async with _own_task_group() as tasks, open_supervisor() as supervisor:
+            child = await supervisor.start(targets.start_while_exists, str(path))
+            path.unlink()
+            if method == "start":
+                tasks.start_soon(supervisor.start, targets.never_ready, announcements.path)
+                await announcements.get()
+            else:
+                events = supervisor.events()
+                tasks.start_soon(getattr(supervisor, method), child.name)
+                await next_event(events, ChildStarted)
+
+
+async def test_sibling_fails_while_one_starts(announcements: Announcements) -> None:
+    """The one that starts is started again after it, and whoever waits for it goes on waiting."""
+    async with open_supervisor(strategy="one_for_all") as supervisor:
+        first = await supervisor.start(targets.serve, name="first")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(
+                lambda: supervisor.start(targets.never_ready, announcements.path, name="second")
+            )
+            await announcements.get()
+            events = supervisor.events()
+            kill(first)
+            await next_event(events, ChildReady, "first")
+            pid = await announcements.get_pid()
+            assert supervisor.children["second"].pid == pid
+            tasks.cancel_scope.cancel()
+        assert support.wait_until_gone(pid, 0)
+        assert dict(supervisor.children) == {"first": first}
+
+
+async def test_old_process_dies_while_it_is_rolled(announcements: Announcements) -> None:
+    async with open_supervisor(backoff=NEVER) as supervisor:
+        child = await supervisor.start(
+            _ready_when_told, announcements.path, str(support.__file__), name="child"
+        )
+        await announcements.get()
+        events = supervisor.events()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(supervisor.roll, "child")
+            started = await next_event(events, ChildStarted)
+            kill(child)
+            await next_event(events, ChildExited)
+            await announcements.get()
+        await until_ready(supervisor)
+        assert child.pid == started.pid
+        assert child.restarts == 1
+
+
+def _ready_when_told(path: str, existing: str) -> None:
+    time.sleep(0.1)
+    support.announce(path)
+    targets.serve()
+
+
+OPERATIONS: dict[str, Callable[[Supervisor, SupervisedChild], Awaitable[object]]] = {
+    "start": lambda supervisor, child: supervisor.start(targets.serve, name="another"),
+    "start_supervisor": lambda supervisor, child: supervisor.start_supervisor(
+        targets.set_up_two, name="nested"
+    ),
+    "restart": lambda supervisor, child: supervisor.restart(child.name),
+    "roll": lambda supervisor, child: supervisor.roll(child.name),
+    "remove": lambda supervisor, child: supervisor.remove(child.name),
+    "a death": lambda supervisor, child: _kill_and_wait(supervisor, child),
+}
+
+
+async def _kill_and_wait(supervisor: Supervisor, child: SupervisedChild) -> None:
+    kill(child)
+    await anyio.sleep_forever()
+
+
+def moments() -> Iterator[float]:
+    """Delays after which to strike: dense at first, and up to when everything is done."""
+    yield from (0.0, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.007, 0.01, 0.015, 0.02, 0.03)
+
+
+@pytest.mark.parametrize("operation", [name for name in OPERATIONS if name != "a death"])
+async def test_operation_is_cancelled_at_any_moment(operation: str) -> None:
+    """The supervisor is whole afterwards, and the children are as they were, or as they were to
+    be."""
+    async with open_supervisor(strategy="rest_for_one", intensity=0) as supervisor:
+        other = await supervisor.start(targets.serve, name="other")
+        for delay in moments():
+            if "child" not in supervisor.children:
+                await supervisor.start(targets.serve, name="child")
+            child = supervisor.children["child"]
+            with anyio.move_on_after(delay) as scope:
+                await OPERATIONS[operation](supervisor, child)
+            if operation.startswith("start") and scope.cancelled_caught:
+                assert list(supervisor.children) == ["other", "child"]
+            for name in ("another", "nested"):
+                if name in supervisor.children:
+                    await supervisor.remove(name)
+            if operation == "remove":
+                while "child" in supervisor.children:  # that was not called off
+                    await anyio.sleep(0.001)
+            else:
+                await until_ready(supervisor)
+            assert other.state is ChildState.READY
+            assert other.restarts == 0
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+async def test_block_is_left_at_any_moment(operation: str) -> None:
+    for number, delay in enumerate(moments()):
+        how = ["cancelled", "left"][number % 2]
+        async with anyio.create_task_group() as tasks:
+            with anyio.CancelScope() as scope:
+                async with open_supervisor() as supervisor:
+                    events = supervisor.events()
+                    child = await supervisor.start(targets.serve)
+                    await supervisor.start(targets.serve)
+
+                    async def operate(supervisor: Supervisor, child: SupervisedChild) -> None:
+                        try:
+                            await OPERATIONS[operation](supervisor, child)
+                        except creche.ProcessStateError:
+                            assert supervisor._engine is not None
+                            assert supervisor._engine.closing
+
+                    tasks.start_soon(operate, supervisor, child)
+                    await anyio.sleep(delay)
+                    if how == "cancelled":
+                        scope.cancel()
+            for event in await all_events(events):
+                pid = getattr(event, "pid", None)
+                assert pid is None or support.wait_until_gone(pid, 0)
+            tasks.cancel_scope.cancel()
+
+
+async def test_giving_up_at_any_moment() -> None:
+    for delay in moments():
+        with pytest.raises(ExceptionGroup) as caught:
+            async with open_supervisor(intensity=0) as supervisor:
+                events = supervisor.events()
+                child = await supervisor.start(targets.serve)
+
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(kill_later, child, delay)
+                    while True:
+                        await supervisor.start(targets.serve)
+        assert caught.group_contains(creche.ProcessDied, depth=1)
+        for event in await all_events(events):
+            pid = getattr(event, "pid", None)
+            assert pid is None or support.wait_until_gone(pid, 0)
+
+
+async def test_task_is_cancelled_twice(anyio_backend: str, announcements: Announcements) -> None:
+    """asyncio's own cancellation, which no scope shields from: all are stopped at once then."""
+    if anyio_backend != "asyncio":
+        pytest.skip("Trio has no such cancellation")
+    children: list[SupervisedChild] = []
+
+    async def run() -> None:
+        async with open_supervisor(stop=StopPolicy(grace=0.3)) as supervisor:
+            children.append(await supervisor.start(targets.serve_stubbornly))
+            children.append(await supervisor.start(targets.serve_stubbornly))
+            support.announce(announcements.path)
+            await anyio.sleep_forever()
+
+    task = asyncio.create_task(run())
+    await announcements.get()
+    for _ in range(2):
+        task.cancel()
+        await asyncio.sleep(0.05)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert [child.state for child in children] == [ChildState.ENDED] * 2
+
+
+# --- chaos --------------------------------------------------------------------------------------
+
+
+async def cause_chaos(strategy: Any, seconds: float) -> None:
+    """Do anything to anybody at random; in the end all is as it should be."""
+    chance = random.Random(4711)
+    options: Any = {"intensity": 10**6, "backoff": Backoff(initial=0.001, maximum=0.01)}
+    async with open_supervisor(
+        strategy=strategy, stop=StopPolicy(grace=0.2), **options
+    ) as supervisor:
+        names = [f"child-{number}" for number in range(5)]
+        for name in names:
+            await supervisor.start(targets.serve, name, name=name)
+
+        async def strike() -> None:
+            name = chance.choice(names)
+            child = supervisor.children.get(name)
+            what = chance.choice(["kill"] * 4 + ["stop", "restart", "roll", "replace", "cancel"])
+            try:
+                if what == "kill" and child is not None and child.state is ChildState.READY:
+                    kill(child)
+                elif what == "stop" and child is not None and child.state is ChildState.READY:
+                    send(child, signal.SIGSTOP)
+                    await supervisor.restart(name)
+                elif what in ("restart", "roll"):
+                    await getattr(supervisor, what)(name)
+                elif what == "replace":
+                    await supervisor.remove(name)
+                    await supervisor.start(targets.serve, name, name=name)
+                elif what == "cancel":
+                    with anyio.move_on_after(chance.random() / 100):
+                        await supervisor.roll(name)
+            except (creche.ProcessError, ProcessLookupError):
+                pass  # somebody else was at it, too
+
+        async with anyio.create_task_group() as tasks:
+            end = time.monotonic() + seconds
+            while time.monotonic() < end:
+                tasks.start_soon(strike)
+                await anyio.sleep(chance.random() / 50)
+        for name in names:
+            if name not in supervisor.children:
+                await supervisor.start(targets.serve, name, name=name)
+        await until_ready(supervisor)
+        assert {child.ready_value for child in supervisor.children.values()} == set(names)
+        assert all(len(child._lives) == 1 for child in supervisor.children.values())
+        pids = [child.pid for child in supervisor.children.values()]
+    assert all(pid is not None and support.wait_until_gone(pid, 0) for pid in pids)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+async def test_chaos(strategy: Any) -> None:
+    await cause_chaos(strategy, 2.0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+async def test_long_chaos(strategy: Any) -> None:
+    await cause_chaos(strategy, 60.0)
+
+
+async def test_many_restarts_leave_nothing() -> None:
+    """What is left of threads, descriptors and zombies is counted after each test."""
+    async with open_supervisor(intensity=10**6, backoff=AT_ONCE) as supervisor:
+        child = await supervisor.start(targets.serve)
+        events = supervisor.events()
+        before = len(list(support.open_descriptors()))
+        for _ in range(100):
+            kill(child)
+            await next_event(events, ChildReady)
+        assert len(list(support.open_descriptors())) <= before + 2
+        assert child.restarts == 100
+
+
+@pytest.mark.parametrize("number", [50, pytest.param(500, marks=pytest.mark.slow)])
+async def test_many_children(number: int) -> None:
+    threads = threading.active_count()
+    async with open_supervisor(start_method="creche") as supervisor:
+        for _ in range(number):
+            await supervisor.start(targets.serve, shutdown="kill")
+        assert threading.active_count() <= threads + 5
+        events = supervisor.events()
+        victims = random.sample(list(supervisor.children.values()), 3)
+        for child in victims:
+            kill(child)
+        for _ in victims:
+            await next_event(events, ChildReady)
+        assert supervisor.statistics().ready == number
+
+
+# --- the end of the parent ----------------------------------------------------------------------
+
+MAIN = """
+    import sys
+    import anyio
+    import supervisor_targets as targets
+    import support
+    from creche import open_supervisor
+
+    async def main(path, number):
+        try:
+            async with open_supervisor() as supervisor:
+                for _ in range(number):
+                    await supervisor.start(targets.serve)
+                support.announce(path)
+                await supervisor.wait()
+        finally:
+            support.announce(path, "left")
+
+    if __name__ == "__main__":
+        anyio.run(main, sys.argv[1], int(sys.argv[2]), backend=sys.argv[3])
+"""
+
+
+@pytest.fixture
+def program_announcements(program: Program) -> Iterator[Announcements]:
+    fifo = Announcements(program.folder / "announcements")
+    yield fifo
+    fifo.close()
+
+
+def test_parent_is_killed(
+    program: Program, program_announcements: Announcements, anyio_backend: str
+) -> None:
+    main = program.write(MAIN)
+    with program.running(main, program_announcements.path, 50, anyio_backend) as parent:
+        assert program_announcements.get_blocking() == str(parent.pid)
+        assert len(program.processes()) > 50
+        parent.kill()
+        assert program.wait_until_gone(10) == set()
+
+
+def test_parent_is_interrupted(
+    program: Program, program_announcements: Announcements, anyio_backend: str
+) -> None:
+    """Ctrl-C."""
+    main = program.write(MAIN)
+    with program.running(main, program_announcements.path, 3, anyio_backend) as parent:
+        assert program_announcements.get_blocking() == str(parent.pid)
+        parent.send_signal(signal.SIGINT)
+        assert program_announcements.get_blocking() == "left"
+        assert parent.wait(TIMEOUT) != 0
+        assert program.wait_until_gone(10) == set()
+    assert "KeyboardInterrupt\n" in program.output()
