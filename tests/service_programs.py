@@ -133,6 +133,8 @@ class Failure:
     """When it was sent; or, on a connection that was kept, the one before."""
     ended: float
     error: str
+    kept: bool
+    """Whether there was a request on the same connection before."""
 
 
 @dataclass
@@ -188,11 +190,24 @@ class Clients:
             )
         ]
 
+    def turned_away(self, ended: float) -> bool:
+        """Whether a server that was told to end at ``ended`` has failed nobody whom it had taken.
+
+        Those who connect in the very moment in which the last worker closes the socket are reset,
+        and not refused.
+        """
+        late = [failure for failure in self.failures if failure.ended >= ended]
+        refused = [failure for failure in late if "Connection refused" in failure.error]
+        reset = [
+            failure for failure in late if "Connection reset" in failure.error and not failure.kept
+        ]
+        return len(refused) + len(reset) == len(late) and len(reset) <= 2
+
     def _run(self, number: int) -> None:
         keeps, slow = number % 2 == 0, number % 3 == 0
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=TIMEOUT)
         with contextlib.closing(connection):
-            before = time.monotonic()
+            before = None  # when the last request was sent on this connection
             while not self._stopping.is_set():
                 began = time.monotonic()
                 try:
@@ -200,13 +215,16 @@ class Clients:
                     response = connection.getresponse()
                     text = response.read()
                     assert response.status == 200, text
+                except Exception as error:
+                    failure = Failure(
+                        before or began, time.monotonic(), repr(error), before is not None
+                    )
+                    self.failures.append(failure)
+                    connection.close()
+                else:
                     with self._answered:
                         self.answers[int(text)] += 1
                         self._answered.notify_all()
                     if not keeps:
                         connection.close()
-                except Exception as error:
-                    failure = Failure(before if keeps else began, time.monotonic(), repr(error))
-                    self.failures.append(failure)
-                    connection.close()
-                before = began
+                before = began if connection.sock else None
