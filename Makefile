@@ -74,7 +74,7 @@ docs: $(call STAMP,docs)  ## build the documentation; warnings are errors
 
 .PHONY: examples
 examples: $(call STAMP,test)  ## run the examples
-	@for example in deadline racing readiness memory_limit thumbnails; do \
+	@for example in deadline racing readiness memory_limit thumbnails job_queue; do \
 		echo "examples/$$example.py"; $(BIN)/python examples/$$example.py || exit 1; done
 
 .PHONY: bench
