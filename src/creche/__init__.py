@@ -56,12 +56,13 @@ from ._stream._process_stream import open_stream as open_stream
 from ._wire._payloads import Serializer as Serializer
 
 if _typing.TYPE_CHECKING:
+    from . import cluster as cluster
     from . import sync as sync
 
 
 def __getattr__(name: str) -> _typing.Any:
-    if name == "sync":  # not every child needs it, and all of them import this
-        return _importlib.import_module(f"{__name__}.sync")
+    if name in ("sync", "cluster"):  # not every child needs them, and all of them import this
+        return _importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -13,7 +13,7 @@ PACKAGE = Path(creche.__file__).parent
 # there is no cycle.
 LAYERS = [
     ["__init__"],
-    ["to_process", "progress", "context", "sync"],
+    ["to_process", "progress", "context", "sync", "cluster"],
     ["_pool", "_stream", "_channel"],
     ["_nursery"],
     ["_run", "from_process", "_preload"],

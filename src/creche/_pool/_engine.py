@@ -35,6 +35,9 @@ class PoolEngine(CallEngine):
 
     scheduler: Scheduler
 
+    backend: str | None = None
+    """What async functions run under, where it is not that of the event loop of the pool."""
+
     def __init__(self, options: PoolOptions) -> None:
         super().__init__(options)
         self.scheduler = Scheduler(options, self._make_worker, self.call_later)
@@ -161,6 +164,7 @@ class PoolEngine(CallEngine):
             stdout=options.stdout,
             stderr=options.stderr,
         )
+        process._backend = self.backend
         preload_in_server(process._handle.process, options.preload)
         worker = Worker(number, process, scheduler, self.loop, options, self.jobs)
         try:

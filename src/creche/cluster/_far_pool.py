@@ -1,0 +1,161 @@
+"""The processes of one pool on one Dask worker."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Any
+
+from distributed import Worker
+
+from .._pool._engine import PoolEngine
+from .._pool._options import PoolOptions, check_options
+from .._wire._payloads import Payload
+from ._answers import Answers
+from ._far_calls import FarCall, FarChunk
+from ._far_setup import begin, end
+from ._frames import RelayingSerializer
+from ._requests import CallRequest, PoolSetup, topic_of
+
+# How often a call may tell the caller of its progress, in seconds.
+_REPORT_SECONDS = 0.05
+
+# Numbers of calls that were stopped before they came. Newer ones are remembered.
+_MAX_STOPPED = 10_000
+
+
+class FarPool:
+    """Lives in the event loop of the Dask worker; its processes are started for its calls."""
+
+    def __init__(self, worker: Worker, setup: PoolSetup) -> None:
+        self._worker = worker
+        self._topic = topic_of(setup.pool)
+        self._loop = asyncio.get_running_loop()
+        self._engine = PoolEngine(_options(worker, setup))
+        self._engine.backend = setup.backend
+        self._running: dict[int, tuple[FarCall, asyncio.Event]] = {}
+        self._stopping: dict[int, asyncio.Task[None]] = {}
+        self._stopped: deque[int] = deque(maxlen=_MAX_STOPPED)
+        self._reports: dict[int, bytes | None] = {}
+
+    async def run(self, request: CallRequest, parts: tuple[bytes, ...]) -> Answers:
+        """Run a call, to its end or until it is stopped."""
+        number = request.number
+        if number in self._stopped:
+            return []
+        ended = asyncio.Event()
+        make = FarChunk if request.chunk else FarCall
+        payload = Payload([[request.frame, *parts]], heavy=True)
+
+        def on_sent() -> None:
+            if request.timeout is not None:
+                nonlocal timer
+                timer = self._loop.call_later(request.timeout, self._time_out, call)
+
+        def on_report(data: bytes) -> None:
+            if request.reports:
+                self._report(number, data)
+
+        timer: asyncio.TimerHandle | None = None
+        call = make(payload, ended.set, on_sent, on_report)
+        self._running[number] = call, ended
+        try:
+            self._engine.submit(call)
+            await ended.wait()
+            if number in self._stopping:
+                await self._stopping[number]
+            return call.gathered
+        finally:
+            if timer is not None:
+                timer.cancel()
+            self._running.pop(number, None)
+            self._engine.forget(call)
+            self._flush_report(number)
+
+    # --- stopping -------------------------------------------------------------------------------
+
+    def stop_soon(self, number: int) -> None:
+        """Begin to stop a call, if it runs here."""
+        if number in self._running and number not in self._stopping:
+            task = self._loop.create_task(self._stop(number))
+            self._stopping[number] = task
+            task.add_done_callback(lambda _: self._stopping.pop(number, None))
+
+    async def stop_calls(self, numbers: list[int]) -> None:
+        """Stop calls, and wait until they are gone."""
+        for number in numbers:
+            self._stopped.append(number)
+            self.stop_soon(number)
+        tasks = [self._stopping[number] for number in numbers if number in self._stopping]
+        if tasks:
+            await asyncio.wait(tasks)
+
+    async def _stop(self, number: int) -> None:
+        call, ended = self._running[number]
+        stopping = self._engine.call_off(call)
+        try:
+            if stopping is not None:
+                await stopping.wait_gone()
+        finally:
+            ended.set()
+
+    def _time_out(self, call: FarCall) -> None:
+        if call.done:
+            return
+        stopping = self._engine.call_off(call)
+        if stopping is None:
+            call.time_out()
+        else:
+            stopping.tell_gone(call.time_out)
+
+    async def close(self) -> None:
+        """End all processes; those with calls are stopped."""
+        engine = self._engine
+        try:
+            if not self._running:
+                await engine.close()
+        finally:
+            engine.stop()
+            await engine.wait_gone()
+
+    # --- for the caller -------------------------------------------------------------------------
+
+    def tell(self, message: dict[str, Any]) -> None:
+        """Tell the caller something, from any thread."""
+        self._worker.log_event(self._topic, message)
+
+    def _report(self, number: int, data: bytes) -> None:
+        """Tell of progress, a number of times a second at most, and in any case the newest."""
+        if number in self._reports:
+            self._reports[number] = data
+            return
+        self._reports[number] = None
+        self.tell({"progress": number, "data": data})
+        self._loop.call_later(_REPORT_SECONDS, self._flush_report, number)
+
+    def _flush_report(self, number: int) -> None:
+        data = self._reports.pop(number, None)
+        if data is not None:
+            self._report(number, data)
+
+
+def _options(worker: Worker, setup: PoolSetup) -> PoolOptions:
+    return check_options(
+        workers=worker.state.nthreads,
+        min_workers=0,
+        spares=None,
+        initializer=begin,
+        initargs=(setup.setup, setup.serializer),
+        finalizer=end,
+        max_tasks_per_worker=setup.max_tasks_per_worker,
+        max_idle=setup.max_idle,
+        memory_limit=setup.memory_limit,
+        serializer=RelayingSerializer(setup.serializer),
+        preload=setup.preload,
+        stop=setup.stop,
+        start_method=setup.start_method,
+        logs=False,
+        name=setup.name,
+        stdout=None,
+        stderr=None,
+    )
