@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
-import distributed
-
 from .._platform import usable_cpus
+from ._dask import Client, distributed
 
 Address = Any
 """An address, or several of which one is enough; a ``Client``; a cluster object such as
@@ -39,11 +38,11 @@ def check_address(address: Address, scheduler_file: str | os.PathLike[str] | Non
 async def connect(
     address: Address,
     scheduler_file: str | os.PathLike[str] | None,
-    security: distributed.Security | None,
+    security: Any,
     workers: int | None,
     timeout: float,
     stack: AsyncExitStack,
-) -> distributed.Client:
+) -> Client:
     """Return a client of the pool's own, in the event loop of the caller.
 
     :param stack: closes what was made
@@ -77,13 +76,13 @@ async def connect(
     raise errors[-1]
 
 
-def _own_cluster(workers: int | None, security: distributed.Security | None) -> Any:
+def _own_cluster(workers: int | None, security: Any) -> Any:
     # One Dask worker for all: it makes processes enough.
     return distributed.LocalCluster(
         n_workers=1,
         threads_per_worker=workers or usable_cpus(),
         processes=True,
-        dashboard_address=None,
+        dashboard_address=":0",
         asynchronous=True,
         security=security,
     )

@@ -7,8 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import cloudpickle
-import distributed
+from distributed import Security
 
 from .._durations import check_duration
 from .._log_forwarding import LogTarget
@@ -18,6 +17,7 @@ from .._pool._process_pool import ProcessPool
 from .._stop_policy import StopPolicy
 from .._wire._payloads import Serializer
 from ._address import Address, check_address
+from ._dask import cloudpickle
 from ._engine import ClusterEngine, ClusterOptions
 
 __all__ = ["ClusterPool", "open_pool"]
@@ -29,7 +29,7 @@ def open_pool(
     address: Address = None,
     *,
     scheduler_file: str | os.PathLike[str] | None = None,
-    security: distributed.Security | None = None,
+    security: Security | None = None,
     workers: int | None = None,
     retries: int = 0,
     connect_timeout: float = 30.0,

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
-import distributed
-
 from .._loops import Latch
 from . import _far
 from ._address import Address, connect
 from ._answers import Answers
+from ._dask import distributed
 from ._data import ScatteredData
 from ._errors import ClusterError, WorkerLostError
 from ._requests import CallRequest, Event, PoolSetup, topic_of
@@ -59,7 +59,7 @@ class Connection:
         self,
         address: Address,
         scheduler_file: str | os.PathLike[str] | None,
-        security: distributed.Security | None,
+        security: Any,
         workers: int | None,
         timeout: float,
     ) -> None:
@@ -82,7 +82,7 @@ class Connection:
         except ClusterError:
             await self._stack.aclose()
             raise
-        except (OSError, TimeoutError, asyncio.TimeoutError, ValueError) as error:
+        except (OSError, TimeoutError, ValueError) as error:
             await self._stack.aclose()
             where = self.address or scheduler_file or address or "a cluster of its own"
             raise ClusterError(
@@ -127,7 +127,7 @@ class Connection:
         if not self._to_stop:
             asyncio.get_running_loop().call_soon(self._stop_all)
         self._to_stop[number] = stopped
-        asyncio.ensure_future(future.cancel())
+        self._keep(future.cancel())
 
     def _stop_all(self) -> None:
         """Tell the workers of all calls that are to be stopped together."""
@@ -172,8 +172,7 @@ class Connection:
         if isinstance(error, asyncio.CancelledError):
             if getattr(error, "reason", None) != "scheduler-connection-lost":
                 return ClusterError(
-                    f"Dask has cancelled a call of {self._setup.name!r}"
-                    f" on {self.address}: {error}"
+                    f"Dask has cancelled a call of {self._setup.name!r} on {self.address}: {error}"
                 )
             return self._lose()
         return ClusterError(
@@ -195,17 +194,18 @@ class Connection:
     def reply(self, worker: str, *args: Any) -> None:
         """Give a worker the reply to what it has asked for."""
         self._keep(
-            self._client.run(_far.reply, self._setup.pool, *args, workers=[worker])  # type: ignore[arg-type]
+            self._client.run(
+                _far.reply, self._setup.pool, *args, workers=[worker], on_error="return"
+            )
         )
 
     async def _on_all(self, func: Callable[..., Any], *args: Any) -> None:
         policy = self._setup.stop
         seconds = policy.grace + policy.kill_timeout + _STOP_SECONDS
         run: Any = self._client.run(func, *args, on_error="return")
-        try:
+        # Where it fails, the worker is gone, and what ran on it; or it hangs.
+        with contextlib.suppress(OSError, TimeoutError, ValueError):
             await asyncio.wait_for(run, seconds)
-        except (OSError, TimeoutError, asyncio.TimeoutError, ValueError):
-            pass  # it is gone, and what ran on it; or it hangs
 
     def _receive_event(self, event: tuple[float, Event]) -> None:
         self._on_event(event[1])

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import logging
 import math
+import pickle
 import uuid
 from collections.abc import Callable
 from types import ModuleType
@@ -23,13 +24,24 @@ from .._pool._options import PoolOptions
 from .._pool._statistics import PoolStatistics
 from .._wire._payloads import Serializer
 from ._address import Address
-from ._answers import Answer, Answers, Death, load_exception, load_outcome
+from ._answers import (
+    Answer,
+    Answers,
+    Death,
+    PickledFailure,
+    PickledValue,
+    load_exception,
+    load_outcome,
+)
+from ._caller_requests import RequestServer
 from ._connection import Connection
 from ._data import ScatteredData
 from ._errors import ClusterError
 from ._frames import CallerSerializer, ModuleSerializer, make_frame
 from ._loop_thread import LoopThread
 from ._requests import CallRequest, Event, PoolSetup
+
+_logger = logging.getLogger("creche")
 
 # What is unpickled in the event loop; more than that in a thread.
 _SMALL_BYTES = 64 * 1024
@@ -88,6 +100,8 @@ class ClusterEngine(CallEngine):
             log_level=_log_level(options.logs),
         )
         self._thread: LoopThread | None = None
+        self._ended = False
+        self._requests = RequestServer(self.loop, plain, self._reply)
         self._connection = Connection(
             self._setup,
             cluster.retries,
@@ -187,9 +201,30 @@ class ClusterEngine(CallEngine):
             call.fail(error)
 
     def _on_event(self, event: Event) -> None:
-        call = self.running.get(event.get("progress", 0))
-        if call is not None:
-            call.report(event["data"])
+        if "progress" in event:
+            call = self.running.get(event["progress"])
+            if call is not None:
+                call.report([event["data"]])
+        elif "log" in event:
+            self._runtime.loggers.submit(lambda: self._log(event["log"]))
+        elif "withdrawn" in event:
+            self._requests.withdraw(event["worker"], event["request"])
+        elif "request" in event and not self._ended:
+            self._requests.serve(event["worker"], event["request"], event["data"], event["awaits"])
+
+    def _log(self, data: bytes) -> None:
+        """Handle a log record; in a thread."""
+        target = self.options.logs
+        try:
+            record = logging.makeLogRecord(pickle.loads(data))
+            logger = target if isinstance(target, logging.Logger) else None
+            (logger or logging.getLogger(record.name)).handle(record)
+        except Exception:
+            _logger.exception("a log record of a process on a cluster could not be handled")
+
+    def _reply(self, worker: str, number: int, reply: PickledValue | PickledFailure) -> None:
+        if self._thread is not None:
+            self._in_thread(lambda: self._connection.reply(worker, number, reply))
 
     def _on_lost(self, error: ClusterError) -> None:
         self._lost = error
@@ -238,6 +273,8 @@ class ClusterEngine(CallEngine):
         if thread is None:
             return
         with anyio.CancelScope(shield=True):
+            self._ended = True
+            await self._requests.close()
             for stopping in list(self._stopping):
                 await stopping.wait_gone()
             try:

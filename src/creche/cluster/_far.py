@@ -6,9 +6,8 @@ import logging
 import multiprocessing
 from typing import Any
 
-from distributed import Worker, WorkerPlugin, get_worker
-
-from ._answers import Answers
+from ._answers import Answers, PickledFailure, PickledValue
+from ._dask import DaskWorker, distributed
 from ._far_pool import FarPool
 from ._requests import PLUGIN_NAME, CallRequest
 
@@ -20,14 +19,14 @@ async def run_call(request: CallRequest, key: Any, *parts: bytes) -> Answers:
     return await _host().run(request, key, parts)
 
 
-async def stop_calls(pool: str, numbers: list[int], *, dask_worker: Worker) -> None:
+async def stop_calls(pool: str, numbers: list[int], *, dask_worker: DaskWorker) -> None:
     """Stop calls that run here, and never begin them; return when they are gone."""
     host = _hosts.get(dask_worker.id)
     if host is not None and (found := host.pools.get(pool)) is not None:
         await found.stop_calls(numbers)
 
 
-async def close_pool(pool: str, *, dask_worker: Worker) -> None:
+async def close_pool(pool: str, *, dask_worker: DaskWorker) -> None:
     """End the processes of a pool here; return when they are gone."""
     host = _hosts.get(dask_worker.id)
     if host is not None:
@@ -35,15 +34,15 @@ async def close_pool(pool: str, *, dask_worker: Worker) -> None:
 
 
 async def reply(
-    pool: str, request: int, kind: int, sections: list[bytes], *, dask_worker: Worker
+    pool: str, request: int, outcome: PickledValue | PickledFailure, *, dask_worker: DaskWorker
 ) -> None:
     """The caller has run what a call has asked it for."""
     host = _hosts.get(dask_worker.id)
     if host is not None and (found := host.pools.get(pool)) is not None:
-        found.replied(request, kind, sections)
+        found.replied(request, outcome)
 
 
-class CrecheHost(WorkerPlugin):
+class CrecheHost(distributed.WorkerPlugin):  # type: ignore[misc]
     """The pools on one Dask worker. Lives in its event loop.
 
     Dask tells it when a task is released: because it was cancelled, or because its client is gone.
@@ -59,7 +58,7 @@ class CrecheHost(WorkerPlugin):
     def __reduce__(self) -> Any:
         return CrecheHost, ()
 
-    def setup(self, worker: Worker) -> None:
+    def setup(self, worker: DaskWorker) -> None:
         self.worker = worker
         # A nanny makes its worker a daemonic process. That means that it goes with the nanny, which
         # it does by itself, and that it may have no children, of which creche takes care.
@@ -68,7 +67,7 @@ class CrecheHost(WorkerPlugin):
             process.daemon = False
         _hosts[worker.id] = self
 
-    async def teardown(self, worker: Worker) -> None:
+    async def teardown(self, worker: DaskWorker) -> None:
         _hosts.pop(worker.id, None)
         for pool in list(self.pools):
             await self.close_pool(pool)
@@ -102,7 +101,7 @@ _hosts: dict[str, CrecheHost] = {}
 
 
 def _host() -> CrecheHost:
-    worker = get_worker()
+    worker = distributed.get_worker()
     host = _hosts.get(worker.id)
     if host is None:  # it has joined without the plugin: an older scheduler, say
         raise RuntimeError(f"creche is not set up on the Dask worker {worker.address}")

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import logging
+import pickle
 from collections import deque
+from collections.abc import Callable
 from typing import Any
-
-from distributed import Worker
 
 from .._pool._engine import PoolEngine
 from .._pool._options import PoolOptions, check_options
 from .._wire._payloads import Payload
-from ._answers import Answers
+from ._answers import Answers, PickledFailure, PickledValue
+from ._dask import DaskWorker
 from ._far_calls import FarCall, FarChunk
+from ._far_requests import relays
 from ._far_setup import begin, end
 from ._frames import RelayingSerializer
 from ._requests import CallRequest, PoolSetup, topic_of
@@ -27,11 +31,15 @@ _MAX_STOPPED = 10_000
 class FarPool:
     """Lives in the event loop of the Dask worker; its processes are started for its calls."""
 
-    def __init__(self, worker: Worker, setup: PoolSetup) -> None:
+    def __init__(self, worker: DaskWorker, setup: PoolSetup) -> None:
         self._worker = worker
         self._topic = topic_of(setup.pool)
         self._loop = asyncio.get_running_loop()
-        self._engine = PoolEngine(_options(worker, setup))
+        self._place = f"{worker.id}/{setup.pool}"
+        self._requests: dict[int, asyncio.Future[PickledValue | PickledFailure]] = {}
+        self._request_numbers = itertools.count(1)
+        relays[self._place] = self._request
+        self._engine = PoolEngine(_options(worker, setup, self._place, self._logger(setup)))
         self._engine.backend = setup.backend
         self._running: dict[int, tuple[FarCall, asyncio.Event]] = {}
         self._stopping: dict[int, asyncio.Task[None]] = {}
@@ -44,6 +52,7 @@ class FarPool:
         if number in self._stopped:
             return []
         ended = asyncio.Event()
+        timer: asyncio.TimerHandle | None = None
         make = FarChunk if request.chunk else FarCall
         payload = Payload([[request.frame, *parts]], heavy=True)
 
@@ -56,7 +65,6 @@ class FarPool:
             if request.reports:
                 self._report(number, data)
 
-        timer: asyncio.TimerHandle | None = None
         call = make(payload, ended.set, on_sent, on_report)
         self._running[number] = call, ended
         try:
@@ -117,12 +125,42 @@ class FarPool:
         finally:
             engine.stop()
             await engine.wait_gone()
+            del relays[self._place]
 
     # --- for the caller -------------------------------------------------------------------------
 
     def tell(self, message: dict[str, Any]) -> None:
         """Tell the caller something, from any thread."""
         self._worker.log_event(self._topic, message)
+
+    async def _request(self, data: bytes, awaits: bool) -> PickledValue | PickledFailure:
+        """Have the caller call a function."""
+        number = next(self._request_numbers)
+        reply: asyncio.Future[PickledValue | PickledFailure] = self._loop.create_future()
+        self._requests[number] = reply
+        message = {"request": number, "worker": self._worker.address}
+        self.tell({**message, "data": data, "awaits": awaits})
+        try:
+            return await reply
+        except asyncio.CancelledError:
+            self.tell({**message, "withdrawn": True})
+            raise
+        finally:
+            del self._requests[number]
+
+    def replied(self, number: int, reply: PickledValue | PickledFailure) -> None:
+        """The caller has done so."""
+        request = self._requests.get(number)
+        if request is not None and not request.done():
+            request.set_result(reply)
+
+    def _logger(self, setup: PoolSetup) -> logging.Logger | None:
+        """Return a logger that the records of all processes go to, if they are wanted."""
+        if setup.log_level is None:
+            return None
+        logger = logging.Logger(setup.name, setup.log_level)
+        logger.addHandler(_ToCaller(self.tell))
+        return logger
 
     def _report(self, number: int, data: bytes) -> None:
         """Tell of progress, a number of times a second at most, and in any case the newest."""
@@ -139,13 +177,26 @@ class FarPool:
             self._report(number, data)
 
 
-def _options(worker: Worker, setup: PoolSetup) -> PoolOptions:
+class _ToCaller(logging.Handler):
+    """Sends records, of which the process has made all that can travel."""
+
+    def __init__(self, tell: Callable[[dict[str, Any]], None]) -> None:
+        super().__init__()
+        self._tell = tell
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._tell({"log": pickle.dumps(record.__dict__, 5)})
+
+
+def _options(
+    worker: DaskWorker, setup: PoolSetup, place: str, logger: logging.Logger | None
+) -> PoolOptions:
     return check_options(
         workers=worker.state.nthreads,
         min_workers=0,
         spares=None,
         initializer=begin,
-        initargs=(setup.setup, setup.serializer),
+        initargs=(setup.setup, setup.serializer, place),
         finalizer=end,
         max_tasks_per_worker=setup.max_tasks_per_worker,
         max_idle=setup.max_idle,
@@ -154,7 +205,7 @@ def _options(worker: Worker, setup: PoolSetup) -> PoolOptions:
         preload=setup.preload,
         stop=setup.stop,
         start_method=setup.start_method,
-        logs=False,
+        logs=logger or False,
         name=setup.name,
         stdout=None,
         stderr=None,

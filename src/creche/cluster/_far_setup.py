@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from .._parent_requests import relay_requests
 from .._wire._payloads import Serializer
+from ._far_requests import RelayedRequests
 from ._frames import FrameSerializer
 
 _finalizers: list[Callable[[], Any]] = []
 
 
-def begin(setup: bytes | None, serializer: Serializer) -> Any:
-    """Call the initializer, which only this process unpickles."""
+def begin(setup: bytes | None, serializer: Serializer, place: str) -> Any:
+    """Call the initializer, which only this process unpickles.
+
+    :param place: the name of the pool on the Dask worker
+    """
+    relay_requests(lambda requests: RelayedRequests(requests, place, serializer))
     if setup is None:
         return None
     initializer, initargs, finalizer = FrameSerializer(serializer).loads(setup)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from distributed import SchedulerPlugin
+from ._dask import distributed
 
 KEY_PREFIX = "creche-call-"
 
@@ -18,16 +18,13 @@ def task_group(pool: str, retries: int) -> str:
     return f"{KEY_PREFIX}{retries}-{pool}"
 
 
-def make_plugin() -> SchedulerPlugin:
+def make_plugin() -> Any:
     """Return the plugin, of a class that travels as a whole: the scheduler may lack creche."""
     key_prefix = KEY_PREFIX
 
-    class AtMostOnce(SchedulerPlugin):
+    class AtMostOnce(distributed.SchedulerPlugin):  # type: ignore[misc]
         name = "creche-at-most-once"
-        idempotent = True
-
-        def start(self, scheduler: Any) -> None:
-            self.scheduler = scheduler
+        idempotent = True  # one for all pools
 
         def update_graph(self, scheduler: Any, *, keys: Any, **_: Any) -> None:
             for key in keys:

@@ -28,7 +28,9 @@ def check_found(found: dict[str, Any], ours: dict[str, str]) -> None:
     """
     # The scheduler passes pickles on without looking into them, and needs no creche for that.
     scheduler = found.get("scheduler")
-    sides = [("the scheduler", scheduler, ("python", "distributed"))] if scheduler else []
+    sides: list[tuple[str, Any, tuple[str, ...]]] = []
+    if scheduler:
+        sides.append(("the scheduler", scheduler, ("python", "distributed")))
     sides += [
         (f"the Dask worker {address}", side, ("python", *_EXACT))
         for address, side in found["workers"].items()
