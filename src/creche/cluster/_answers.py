@@ -16,6 +16,7 @@ from .._wire._framing import Section
 from .._wire._outcomes import Failure, Outcome, Value, exception_message, rebuild_exception
 from .._wire._payloads import Serializer
 from ._frames import Relayed
+from ._versions import this_side
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,9 @@ def load_outcome(outcome: PickledValue | PickledFailure, serializer: Serializer)
             return Failure(reason)
     exception = load_exception(outcome, serializer)
     if outcome.unbegun:
-        return Unbegun(exception)
+        here = SerializationError(f"{exception}; the call came from {this_side()}")
+        here.__cause__ = exception.__cause__
+        return Unbegun(here)
     return Failure(exception) if outcome.items is None else Undecodable(exception, outcome.items)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import os
 from collections.abc import Callable
@@ -166,10 +167,11 @@ class Connection:
 
     def _explain(self, error: BaseException) -> BaseException:
         if isinstance(error, distributed.KilledWorker):
-            return WorkerLostError(error.last_worker.address)
+            killed: Any = error
+            return WorkerLostError(killed.last_worker.address)
         if isinstance(error, ClusterError):
             return error
-        if isinstance(error, asyncio.CancelledError):
+        if isinstance(error, asyncio.CancelledError | concurrent.futures.CancelledError):
             if getattr(error, "reason", None) != "scheduler-connection-lost":
                 return ClusterError(
                     f"Dask has cancelled a call of {self._setup.name!r} on {self.address}: {error}"

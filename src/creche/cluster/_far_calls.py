@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .._pool._calls import PoolCall
+from .._errors import SerializationError
+from .._pool._calls import PoolCall, Unbegun
 from .._wire._framing import Buffer, FrameKind
 from .._wire._outcomes import Outcome, Value
 from .._wire._payloads import Payload
@@ -18,9 +19,10 @@ class FarCall(PoolCall):
 
     :param on_sent: called when a process has got the call
     :param on_report: called with what the function reports of its progress
+    :param where: names the Dask worker, in errors
     """
 
-    __slots__ = ("_expected", "_on_report", "_on_sent", "gathered")
+    __slots__ = ("_expected", "_on_report", "_on_sent", "_where", "gathered")
 
     ahead_seconds = 0.0  # Dask gives no more calls than there are processes
 
@@ -30,10 +32,12 @@ class FarCall(PoolCall):
         on_done: Callable[[], object],
         on_sent: Callable[[], object],
         on_report: Callable[[bytes], object],
+        where: str,
     ) -> None:
         super().__init__(payload, None, on_done)
         self.gathered: Answers = []
         self._on_sent = on_sent
+        self._where = where
         self._on_report = on_report
         self._expected: int | None = None
 
@@ -43,6 +47,11 @@ class FarCall(PoolCall):
     def deliver(self, number: int, last: bool, seconds: float, outcome: Outcome) -> None:
         if self.done:
             return
+        if isinstance(outcome, Unbegun):
+            text = f"{outcome.exception} That was on {self._where}"
+            error = SerializationError(text)
+            error.__cause__ = outcome.exception.__cause__
+            outcome = Unbegun(error)
         self.gathered.append(Answer(number, last, seconds, pickle_outcome(outcome)))
         self._check_end(number + 1 if last else None)
 

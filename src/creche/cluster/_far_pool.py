@@ -20,6 +20,7 @@ from ._far_requests import relays
 from ._far_setup import begin, end
 from ._frames import RelayingSerializer
 from ._requests import CallRequest, PoolSetup, topic_of
+from ._versions import this_side
 
 # How often a call may tell the caller of its progress, in seconds.
 _REPORT_SECONDS = 0.05
@@ -35,6 +36,7 @@ class FarPool:
         self._worker = worker
         self._topic = topic_of(setup.pool)
         self._loop = asyncio.get_running_loop()
+        self._where = f"the Dask worker {worker.address} on {this_side()}"
         self._place = f"{worker.id}/{setup.pool}"
         self._requests: dict[int, asyncio.Future[PickledValue | PickledFailure]] = {}
         self._request_numbers = itertools.count(1)
@@ -65,7 +67,7 @@ class FarPool:
             if request.reports:
                 self._report(number, data)
 
-        call = make(payload, ended.set, on_sent, on_report)
+        call = make(payload, ended.set, on_sent, on_report, self._where)
         self._running[number] = call, ended
         try:
             self._engine.submit(call)

@@ -42,7 +42,7 @@ class PartTable:
         found: list[Callable[[], Any]] = []
         for _, length in parts:
             data = view[position : position + length]
-            found.append(functools.cache(lambda data=data: load(bytes(data))))
+            found.append(functools.cache(functools.partial(_load_part, load, data)))
             position += length
         self._local.found = found
         try:
@@ -65,6 +65,10 @@ class PartReference:
 
     def __reduce__(self) -> Any:
         return get_part, (self._index,)
+
+
+def _load_part(load: Callable[[bytes], Any], data: memoryview) -> Any:
+    return load(bytes(data))
 
 
 def get_part(index: int) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 from importlib.metadata import version
 from typing import Any
@@ -49,6 +50,12 @@ def check_found(found: dict[str, Any], ours: dict[str, str]) -> None:
                     f"{who} has {name} {there}, and this side has {name} {here}: they cannot work"
                     " together. Install the same on both sides"
                 )
+
+
+@functools.cache
+def this_side() -> str:
+    """Name this machine, in errors."""
+    return f"{platform.node()} (Python {platform.python_version()}, creche {version('creche')})"
 
 
 def _ours() -> dict[str, str]:
