@@ -19,6 +19,7 @@ from typing import Any
 from benchmarks import (
     _cancel,
     _channels,
+    _cluster,
     _cold,
     _large,
     _map,
@@ -54,6 +55,7 @@ SUITES: dict[str, Callable[[int], Iterable[Table]]] = {
     "channels": lambda rounds: _channels.measure(max(3, rounds // 5)),
     "warm-stall": lambda rounds: [_stall.measure_warm(max(3, rounds // 5))],
     "sync": lambda rounds: _sync.measure(max(3, rounds // 5)),
+    "cluster": lambda rounds: _cluster.measure(max(3, rounds // 5)),
     "warm-cancel": lambda rounds: _warm_cancel.measure(max(3, rounds // 4)),
 }
 

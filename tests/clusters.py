@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -61,14 +63,15 @@ class TestCluster:
 
     def close(self) -> None:
         for process in (*self.workers, self.scheduler):
-            process.terminate()
-        deadline = time.monotonic() + 10
-        for process in (*self.workers, self.scheduler):
-            try:
-                process.wait(max(0.1, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            process.wait()
+
+    async def warm_up(self) -> None:
+        """Start what creche keeps on the workers, so that no test waits for it."""
+        async with creche.cluster.open_pool(scheduler_file=self.file) as pool:
+            await self.wait_for_workers(pool)
+            await pool.map(time.sleep, [0.1] * 4, chunksize=1)
 
     async def wait_for_workers(self, pool: creche.cluster.ClusterPool) -> None:
         connection: Any = pool._engine._connection
@@ -81,6 +84,12 @@ class TestCluster:
         """The Dask worker that a process of creche's belongs to."""
         above = {process.pid for process in psutil.Process(pid).parents()}
         return next(worker for worker in self.workers if worker.pid in above)
+
+
+def threads_left() -> list[str]:
+    """Those of clusters that run in this process."""
+    names = [thread.name for thread in threading.enumerate()]
+    return [name for name in names if name.startswith("creche-cluster")]
 
 
 async def pids_in(path: Path, number: int = 1) -> list[int]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ import creche
 pytest.importorskip("distributed")
 
 from cluster_targets import double, sleep, sleep_in_first_run
-from clusters import TestCluster, pids_in, runs, until_gone
+from clusters import TestCluster, pids_in, runs, threads_left, until_gone
 
 from creche.cluster import ClusterError, ClusterPool, WorkerLostError, open_pool
 
@@ -24,6 +27,13 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_over(machinery: None) -> Iterator[None]:
+    """What Dask keeps is its own affair, and what creche keeps on its workers goes with them."""
+    yield
+    assert not threads_left()
 
 
 @pytest.fixture
@@ -154,10 +164,6 @@ if __name__ == "__main__":
 async def test_caller_that_dies(
     cluster: TestCluster, tmp_path: Path, anyio_backend: str, number: signal.Signals
 ) -> None:
-    import os
-    import subprocess
-    import sys
-
     path = tmp_path / "pids"
     caller = subprocess.Popen(
         [sys.executable, "-c", CALLER, str(cluster.file), str(path), anyio_backend],
