@@ -19,6 +19,7 @@ from typing import Any
 from benchmarks import (
     _cancel,
     _channels,
+    _cluster,
     _cold,
     _instruments,
     _large,
@@ -58,6 +59,7 @@ SUITES: dict[str, Callable[[int], Iterable[Table]]] = {
     "warm-stall": lambda rounds: [_stall.measure_warm(max(3, rounds // 5))],
     "instruments": lambda rounds: [_instruments.measure(max(3, rounds // 5))],
     "sync": lambda rounds: _sync.measure(max(3, rounds // 5)),
+    "cluster": lambda rounds: _cluster.measure(max(3, rounds // 5)),
     "supervisor": _supervisor.measure,
     "service": lambda rounds: _service.measure(max(2, rounds // 8)),
     "warm-cancel": lambda rounds: _warm_cancel.measure(max(3, rounds // 4)),

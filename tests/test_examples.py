@@ -141,3 +141,10 @@ def test_pipeline(backend: str) -> None:
     assert sum(int(words[1]) for words in hits) == 4000
     parsed = output[output.index("parsed by each:") :].splitlines()[0].partition(": ")[2]
     assert sum(map(int, parsed.split(", "))) == 4000
+
+
+def test_cluster_map() -> None:
+    pytest.importorskip("distributed")
+    output = run_example("cluster_map.py", "--backend", "trio")
+    assert "664579 primes below 10000000" in output
+    assert "given up after a second; 9592 primes" in output

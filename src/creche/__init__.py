@@ -61,6 +61,7 @@ from ._stream._process_stream import open_stream as open_stream
 from ._wire._payloads import Serializer as Serializer
 
 if _typing.TYPE_CHECKING:
+    from . import cluster as cluster
     from . import monitor as monitor
     from . import sync as sync
     from . import timeline as timeline
@@ -105,9 +106,7 @@ _SUPERVISION = frozenset(
         "open_supervisor",
     }
 )
-
-
-_MODULES = frozenset({"monitor", "sync", "timeline"})
+_MODULES = frozenset({"cluster", "monitor", "sync", "timeline"})
 
 
 # What not every child needs, and all of them import this.

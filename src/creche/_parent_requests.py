@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, Protocol
 
 from ._loop_poller import loop_poller
 from ._loops import EventLoop, current_loop, post, waiter_in
@@ -270,11 +270,30 @@ class _Wire:
             self._on_messages(MessageReader().feed(b"".join(frame.sections[0])))
 
 
+class Requests(Protocol):
+    """What asks the parent to call functions."""
+
+    def call(self, func: Callable[..., Any], args: tuple[Any, ...], *, awaits: bool) -> Any: ...
+
+    async def acall(
+        self, func: Callable[..., Any], args: tuple[Any, ...], *, awaits: bool
+    ) -> Any: ...
+
+
+_relaying: Callable[[Requests], Requests] | None = None
+
+
+def relay_requests(through: Callable[[Requests], Requests]) -> None:
+    """Have the requests of this process pass through something: its parent only passes them on."""
+    global _relaying
+    _relaying = through
+
+
 _requests: tuple[int, ParentRequests] | None = None
 _opening = threading.Lock()
 
 
-def parent_requests(connection: ParentConnection) -> ParentRequests:
+def parent_requests(connection: ParentConnection) -> Requests:
     """The requests of this process."""
     global _requests
     known = _requests
@@ -283,7 +302,7 @@ def parent_requests(connection: ParentConnection) -> ParentRequests:
             if _requests is None or _requests[0] != os.getpid():
                 _requests = os.getpid(), ParentRequests(connection)
             known = _requests
-    return known[1]
+    return known[1] if _relaying is None else _relaying(known[1])
 
 
 def _outcome_of(message: Message) -> Any:

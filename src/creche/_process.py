@@ -77,6 +77,8 @@ class AsyncProcess(ProcessFacts[T_co]):
     :raises TypeError: if an argument is of a wrong type
     """
 
+    _backend: str | None = None  # what async functions run under; by default as the caller
+
     @overload
     def __init__(
         self: AsyncProcess[T],
@@ -389,7 +391,7 @@ class AsyncProcess(ProcessFacts[T_co]):
         except (OSError, RuntimeError) as error:  # no descriptors, or no threads left
             raise ProcessStartError(f"cannot start {self._who()}: {error}") from error
         self._handle.conversation.begin(loop, machinery)
-        self._handle.start(machinery, backend_of(loop))
+        self._handle.start(machinery, self._backend or backend_of(loop))
         self._loop = loop
 
     async def _launched(self) -> None:

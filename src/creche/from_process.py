@@ -12,7 +12,7 @@ from typing import Any, TypeVar, TypeVarTuple, Unpack
 
 from ._errors import ProcessStateError, SerializationError
 from ._parent_connection import CurrentProcess, ParentConnection, parent_connection
-from ._parent_requests import ParentRequests, parent_requests
+from ._parent_requests import Requests, parent_requests
 from ._progress_feed import encode_progress
 from ._wire._framing import FrameKind
 from ._wire._outcomes import value_message
@@ -197,7 +197,7 @@ def _connection(what: str) -> ParentConnection:
     return connection
 
 
-def _requests(what: str) -> ParentRequests:
+def _requests(what: str) -> Requests:
     return parent_requests(_connection(what))
 
 

@@ -15,7 +15,7 @@ LAYERS = [
     ["__main__", "_running"],
     ["__init__"],
     ["timeline", "monitor"],
-    ["to_process", "progress", "context", "sync", "tracing", "pytest_plugin"],
+    ["to_process", "progress", "context", "sync", "tracing", "pytest_plugin", "cluster"],
     ["_pool", "_stream", "_channel", "_supervisor"],
     ["_nursery"],
     ["_run", "from_process", "_preload"],

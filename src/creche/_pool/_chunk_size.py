@@ -5,8 +5,8 @@ from __future__ import annotations
 # A message costs both sides some 100 microseconds in all: a few percent of that.
 CHUNK_SECONDS = 0.004
 
-# A worker that has worked on a chunk for so long gives the rest of it back.
-BUDGET_SECONDS = 4 * CHUNK_SECONDS
+# A worker that has worked on a chunk for so many times that gives the rest of it back.
+_BUDGET_CHUNKS = 4
 
 _MAX_ITEMS = 10_000
 _MAX_BYTES = 256 * 1024
@@ -18,13 +18,15 @@ _ALONE_AFTER_DEATH = 256
 
 
 class ChunkSize:
-    """Learns from what was measured how many items make a chunk of about :data:`CHUNK_SECONDS`.
+    """Learns from what was measured how many items make a chunk.
 
     :param fixed: always this many, instead
+    :param seconds: how long a worker should take for a chunk
     """
 
-    def __init__(self, fixed: int | None) -> None:
+    def __init__(self, fixed: int | None, seconds: float = CHUNK_SECONDS) -> None:
         self._fixed = fixed
+        self._chunk_seconds = seconds
         self._largest = 0  # that was answered
         self._alone = 0
         self._seconds: float | None = None  # an item takes
@@ -33,7 +35,7 @@ class ChunkSize:
     @property
     def budget(self) -> float:
         """Seconds after which a worker gives back what it has not begun of a chunk."""
-        return BUDGET_SECONDS if self._fixed is None else float("inf")
+        return _BUDGET_CHUNKS * self._chunk_seconds if self._fixed is None else float("inf")
 
     def next(self) -> int:
         """Return how many items the next chunk has."""
@@ -41,7 +43,7 @@ class ChunkSize:
             return self._fixed
         if self._seconds is None or self._alone:
             return 1
-        size = CHUNK_SECONDS / max(self._seconds, 1e-9)
+        size = self._chunk_seconds / max(self._seconds, 1e-9)
         size = min(size, _MAX_ITEMS, _MAX_GROWTH * self._largest)
         if self._bytes:
             size = min(size, _MAX_BYTES / self._bytes)

@@ -106,6 +106,11 @@ class Chunk(PoolCall):
         self._answers: dict[int, tuple[bool, float, Outcome | _Death]] = {}
         self._expected = 0
 
+    @property
+    def timeout(self) -> float | None:
+        """Seconds that a worker may take for it."""
+        return self._owner.timeout
+
     def sent(self) -> None:
         self._owner.chunk_sent(self)
 

@@ -18,13 +18,12 @@ from .._loops import Waiter, waiter_in
 from .._wire._messages import size_of
 from .._wire._outcomes import Failure, Outcome, Value, cannot_pickle_call
 from .._wire._payloads import Payload, TooHeavyError, dump_chunk
+from ._call_engine import CallEngine, Stopping, outcome_of
 from ._chunk_size import ChunkSize
 from ._chunks import Chunk, Part
 from ._deadlines import Deadlines
-from ._engine import PoolEngine, outcome_of
 from ._map_input import MapInput
 from ._observing import announce, tell_outcome
-from ._worker import Worker
 
 # For each worker: chunks that wait or run; and those and such whose values are waiting, for one
 # before them or for the consumer.
@@ -94,7 +93,7 @@ class MapRun:
 
     def __init__(
         self,
-        engine: PoolEngine,
+        engine: CallEngine,
         func: Callable[..., Any],
         iterables: tuple[Iterable[Any] | AsyncIterable[Any], ...],
         options: MapOptions,
@@ -108,12 +107,13 @@ class MapRun:
         self._context = contextvars.copy_context()  # for instruments
         self._options = options
         fresh = engine.options.max_tasks_per_worker == 1  # each item has a process of its own
-        self._sizes = ChunkSize(1 if fresh and options.chunksize is None else options.chunksize)
+        size = 1 if fresh and options.chunksize is None else options.chunksize
+        self._sizes = ChunkSize(size, engine.chunk_seconds)
         self._workers = int(min(engine.options.workers, _MANY_WORKERS))
         self._taken = 0  # from the input
         self._given_back: deque[tuple[int, Sequence[Any]]] = deque()  # by workers
         self._chunks: set[Chunk] = set()
-        self._stopping: list[Worker] = []  # because of the map
+        self._stopping: list[Stopping] = []  # because of the map
         self._parts: dict[int, Part] = {}  # that wait for one before them, by their first index
         self._next_index = 0
         self._ready: deque[Part] = deque()  # to be given out next
@@ -176,7 +176,7 @@ class MapRun:
             for worker in workers:
                 await worker.wait_gone()
 
-    def abandon(self) -> list[Worker]:
+    def abandon(self) -> list[Stopping]:
         """Stop what runs; return the workers for which there is to wait."""
         self.over = True
         self._ready.clear()
@@ -320,7 +320,7 @@ class MapRun:
         if worker is None:
             chunk.time_out()
         else:
-            worker.handle.gone.tell(chunk.time_out, self.engine.loop)
+            worker.tell_gone(chunk.time_out)
 
     def chunk_died(self) -> None:
         self._sizes.worker_died()

@@ -20,6 +20,7 @@ from .._progress_feed import Progress
 from .._stop_policy import StopPolicy
 from .._wire._outcomes import Failure, Value
 from .._wire._payloads import Serializer
+from ._call_engine import CallEngine
 from ._calls import PoolCall, what_runs
 from ._engine import PoolEngine
 from ._map import ProcessMap
@@ -132,7 +133,7 @@ class ProcessPool:
 
     def __init__(self, options: PoolOptions) -> None:
         self._options = options
-        self._maybe_engine: PoolEngine | None = None
+        self._maybe_engine: CallEngine | None = None
 
     async def __aenter__(self) -> ProcessPool:
         self._open()
@@ -367,14 +368,17 @@ class ProcessPool:
 
         :raises ProcessStateError: if the pool was not opened
         """
-        return self._engine.scheduler.statistics()
+        return self._engine.scheduler.statistics()  # type: ignore[no-any-return]
 
     # --- inner workings -------------------------------------------------------------------------
 
     def _open(self) -> None:
         if self._maybe_engine is not None:
             raise ProcessStateError(f"pool {self._options.name!r} was opened before")
-        self._maybe_engine = PoolEngine(self._options)
+        self._maybe_engine = self._make_engine()
+
+    def _make_engine(self) -> CallEngine:
+        return PoolEngine(self._options)
 
     async def _stop(self) -> None:
         """Stop whatever there is, and wait until it is gone, within what the policy allows."""
@@ -383,7 +387,7 @@ class ProcessPool:
             await self._engine.wait_gone()
 
     @property
-    def _engine(self) -> PoolEngine:
+    def _engine(self) -> CallEngine:
         if self._maybe_engine is None:
             raise ProcessStateError(
                 f"pool {self._options.name!r} was not opened: use it in `async with`"

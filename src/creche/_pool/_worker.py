@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from .. import _failures
@@ -223,6 +224,10 @@ class Worker:
         await self.handle.gone.wait()
         await self.handle.conversation.wait_over()
         self.handle.check_gone()
+
+    def tell_gone(self, callback: Callable[[], object]) -> None:
+        """Call back in the event loop of the pool when the process has ended."""
+        self.handle.gone.tell(callback, self._loop)
 
     # --- what the worker says -------------------------------------------------------------------
 

@@ -1,0 +1,217 @@
+"""What calls and maps need of an open pool, wherever its workers are."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from .._errors import ProcessClosedError, ProcessStartError, ProcessStateError
+from .._function_names import qualified_name
+from .._instruments import ObservedCall
+from .._loops import EventLoop, current_loop, is_current, waiter_in
+from .._runtime import runtime
+from .._wire._context import CallInContext
+from .._wire._outcomes import Failure, Outcome, Value, cannot_pickle_call
+from .._wire._payloads import Payload, TooHeavyError, dump_call, dumps_plain, is_plain
+from ._calls import PoolCall
+from ._chunk_size import CHUNK_SECONDS
+from ._options import PoolOptions
+from ._thread_jobs import ThreadJobs
+
+
+class Stopping(Protocol):
+    """What is being stopped because a call was called off."""
+
+    async def wait_gone(self) -> None:
+        """Wait until it is gone."""
+
+    def tell_gone(self, callback: Callable[[], object]) -> None:
+        """Call back in the event loop of the pool when it is gone."""
+
+
+class CallEngine(ABC):
+    """The calls of a pool that are on their way; lives in one event loop.
+
+    :raises ProcessStateError: if the caller runs in no event loop
+    :raises ProcessStartError: if there are no descriptors or threads left
+    """
+
+    chunk_seconds = CHUNK_SECONDS
+    """How much work of a map should travel together."""
+
+    scheduler: Any
+    """What hands out the calls, and counts them."""
+
+    def __init__(self, options: PoolOptions) -> None:
+        self.options = options
+        self.closed = False
+        self.loop: EventLoop = current_loop()
+        try:
+            self._runtime = runtime()
+        except (OSError, RuntimeError) as error:
+            raise ProcessStartError(f"cannot open {options.name!r}: {error}") from error
+        self.jobs = ThreadJobs(self.loop, self._runtime.picklers)
+        self._owner_pid = os.getpid()
+        self._calls: set[PoolCall] = set()
+
+    # --- calls ----------------------------------------------------------------------------------
+
+    def check_usable(self) -> None:
+        """Check that calls can be made.
+
+        :raises ProcessClosedError: if the pool is closed
+        :raises ProcessStateError: if it belongs to another event loop or process
+        """
+        self.check_place()
+        if self.closed:
+            raise ProcessClosedError(f"pool {self.options.name!r} is closed")
+
+    def check_place(self) -> None:
+        """Check that the caller runs in the event loop of the pool.
+
+        :raises ProcessStateError: if it does not
+        """
+        if self._runtime.forgotten:
+            raise ProcessStateError(
+                f"pool {self.options.name!r} belongs to the process with pid {self._owner_pid},"
+                " not to this one"
+            )
+        if not is_current(self.loop):
+            raise ProcessStateError(
+                f"pool {self.options.name!r} belongs to another event loop: the one in which it"
+                " was opened"
+            )
+
+    def pickle_plain(self, func: Callable[..., Any], args: tuple[Any, ...]) -> Payload | None:
+        """Pickle a call with plain arguments, which takes no time; ``None`` if this is none."""
+        if isinstance(func, CallInContext) and not is_plain(func.loads):
+            return None
+        if self.options.serializer is None and is_plain(args):
+            try:
+                return Payload([[dumps_plain((func, args))]], heavy=False)
+            except BaseException:
+                return None  # pickle() will say why
+        return None
+
+    async def pickle(self, func: Callable[..., Any], args: tuple[Any, ...]) -> Payload:
+        """Pickle a call: here if that is quickly done, or else in a thread.
+
+        :raises SerializationError: if something cannot be pickled
+        """
+        call = func, args
+        try:
+            return dump_call(call, self.options.serializer, light=True)
+        except TooHeavyError:
+            pickled = await self._pickle_in_thread(call)
+        except BaseException as error:
+            pickled = Failure(error)
+        if isinstance(pickled, Failure):
+            reason = pickled.exception
+            raise cannot_pickle_call(self.options.name, func, args, reason) from reason
+        return pickled.value  # type: ignore[no-any-return]
+
+    def observe(self, func: Callable[..., Any], items: int = 1) -> ObservedCall:
+        """Return what instruments get to see of a call."""
+        return ObservedCall(qualified_name(func), self.options.name, items)
+
+    def expect(self, call: PoolCall) -> None:
+        """A call is going to be submitted. It is known to the pool until :meth:`forget`."""
+        self._calls.add(call)
+
+    @abstractmethod
+    def submit(self, call: PoolCall) -> None:
+        """Have a call run. It is known to the pool until :meth:`forget`."""
+
+    def forget(self, call: PoolCall) -> None:
+        """Nobody waits for the call any more."""
+        self._calls.discard(call)
+        call.close_payload()
+        if self.scheduler.on_change is not None:
+            self.scheduler.on_change()
+
+    @abstractmethod
+    def call_off(self, call: PoolCall) -> Stopping | None:
+        """See to it that a call does not run, or no longer.
+
+        :return: what is being stopped for that
+        """
+
+    @abstractmethod
+    def call_later(self, seconds: float, method: Callable[[], object]) -> None:
+        """Call a bound method in the event loop after some seconds, if its object still lives."""
+
+    # --- the beginning and the end --------------------------------------------------------------
+
+    @abstractmethod
+    async def wait_ready(self) -> None:
+        """Wait until calls can be served."""
+
+    @abstractmethod
+    async def wait_for_calls(self) -> None:
+        """Take no more calls, and wait until every one has ended."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """End what has nothing to do any more; wait until it is gone."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Stop whatever there is."""
+
+    @abstractmethod
+    async def wait_gone(self) -> None:
+        """Wait until all is gone."""
+
+    # --- inner workings -------------------------------------------------------------------------
+
+    def _fail_calls(self) -> None:
+        """Nothing of the calls that have not ended will ever run, or come back."""
+        error = ProcessClosedError(
+            f"pool {self.options.name!r} was closed before the call had ended"
+        )
+        for call in list(self._calls):
+            self.jobs.abandon(call)
+            if call.observed is not None:
+                call.observed._fails("cancelled", error)
+            call.fail(error)
+        self._calls.clear()
+        self.jobs.abandon_all()
+
+    async def _pickle_in_thread(self, call: tuple[Any, ...]) -> Outcome:
+        waiter = waiter_in(self.loop)
+        result: Outcome | None = None
+
+        def work() -> Outcome:
+            return outcome_of(lambda: dump_call(call, self.options.serializer))
+
+        def then(_owner: object, pickled: Outcome) -> None:
+            nonlocal result
+            result = pickled
+            waiter.wake_soon()
+
+        owner = object()
+        self.jobs.run(owner, work, then)
+        try:
+            await waiter
+        finally:
+            self.jobs.abandon(owner)
+        assert result is not None
+        return result
+
+    async def _wait_for_change(self) -> None:
+        waiter = waiter_in(self.loop)
+        self.scheduler.on_change = waiter.wake_soon
+        try:
+            await waiter
+        finally:
+            self.scheduler.on_change = None
+
+
+def outcome_of(pickle: Callable[[], Payload]) -> Outcome:
+    """Pickle something, in a thread: what becomes of it is told, not raised."""
+    try:
+        return Value(pickle())
+    except BaseException as error:
+        return Failure(error)

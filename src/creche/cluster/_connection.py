@@ -1,0 +1,221 @@
+"""The caller's connection to the cluster: everything in here runs in its own thread."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import os
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+from .._loops import Latch
+from . import _far
+from ._address import Address, connect
+from ._answers import Answers
+from ._dask import distributed
+from ._data import ScatteredData
+from ._errors import ClusterError, WorkerLostError
+from ._requests import CallRequest, Event, PoolSetup, topic_of
+from ._scheduler_plugin import make_plugin, task_group
+from ._versions import check_versions
+
+# What a Dask worker may take longer to stop a call than the stop policy says: it has to hear of it.
+_STOP_SECONDS = 10.0
+
+Receive = Callable[[Answers | BaseException], object]
+
+
+class Connection:
+    """Makes Dask tasks of calls.
+
+    :param on_event: called with what a worker tells about a call
+    :param on_lost: called when the scheduler is gone
+    """
+
+    def __init__(
+        self,
+        setup: PoolSetup,
+        retries: int,
+        data: ScatteredData,
+        on_event: Callable[[Event], object],
+        on_lost: Callable[[ClusterError], object],
+    ) -> None:
+        self.workers = 0
+        self.address = ""
+        self._setup = setup
+        self._group = task_group(setup.pool, retries)
+        self._data = data
+        self._on_event = on_event
+        self._on_lost = on_lost
+        self._stack = AsyncExitStack()
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._futures: dict[int, Any] = {}
+        self._to_stop: dict[int, Latch] = {}
+        self._lost: ClusterError | None = None
+        self._opened = False
+
+    async def open(
+        self,
+        address: Address,
+        scheduler_file: str | os.PathLike[str] | None,
+        security: Any,
+        workers: int | None,
+        timeout: float,
+    ) -> None:
+        """Connect, and see to it that all workers can serve calls.
+
+        :raises ClusterError: if that cannot be done
+        """
+        try:
+            self._client = await connect(
+                address, scheduler_file, security, workers, timeout, self._stack
+            )
+            self.address = self._client.scheduler.address
+            await asyncio.wait_for(self._client.wait_for_workers(1), timeout)
+            await check_versions(self._client)
+            await self._client.register_plugin(make_plugin())
+            await self._client.register_plugin(_far.CrecheHost())
+            self._client.subscribe_topic(topic_of(self._setup.pool), self._receive_event)
+            self.count_workers()
+            self._opened = True
+        except ClusterError:
+            await self._stack.aclose()
+            raise
+        except (OSError, TimeoutError, ValueError) as error:
+            await self._stack.aclose()
+            where = self.address or scheduler_file or address or "a cluster of its own"
+            raise ClusterError(
+                f"cannot open {self._setup.name!r} on {where}: {type(error).__name__}: {error}"
+            ) from error
+        except BaseException:
+            await self._stack.aclose()
+            raise
+
+    def count_workers(self) -> None:
+        """See how many calls can run at once."""
+        workers = self._client.scheduler_info(n_workers=-1)["workers"].values()
+        self.workers = sum(worker["nthreads"] for worker in workers)
+
+    async def close(self) -> None:
+        """End the pool's processes on all workers, and the connection."""
+        for task in self._tasks.values():
+            task.cancel()
+        try:
+            if self._opened and self._lost is None:
+                await self._on_all(_far.close_pool, self._setup.pool)
+        finally:
+            self._data.clear()
+            await self._stack.aclose()
+
+    # --- calls ----------------------------------------------------------------------------------
+
+    def begin(self, request: CallRequest, receive: Receive) -> None:
+        task = asyncio.ensure_future(self._run(request, receive))
+        self._tasks[request.number] = task
+        task.add_done_callback(lambda _: self._tasks.pop(request.number, None))
+
+    def stop(self, number: int, stopped: Latch) -> None:
+        """See to it that a call does not run any longer; then set the latch."""
+        future = self._futures.pop(number, None)
+        task = self._tasks.get(number)
+        if task is not None:
+            task.cancel()
+        if future is None or self._lost is not None or future.done():
+            stopped.set()
+            return
+        if not self._to_stop:
+            asyncio.get_running_loop().call_soon(self._stop_all)
+        self._to_stop[number] = stopped
+        self._keep(future.cancel())
+
+    def _stop_all(self) -> None:
+        """Tell the workers of all calls that are to be stopped together."""
+        to_stop, self._to_stop = self._to_stop, {}
+
+        async def stop() -> None:
+            try:
+                await self._on_all(_far.stop_calls, self._setup.pool, list(to_stop))
+            finally:
+                for stopped in to_stop.values():
+                    stopped.set()
+
+        self._keep(stop())
+
+    async def _run(self, request: CallRequest, receive: Receive) -> None:
+        number = request.number
+        try:
+            if self._lost is not None:
+                raise self._lost
+            if self._client.status != "running":
+                raise self._lose()
+            key = self._group, number
+            parts = [await part for part in self._data.of(self._client, request.frame)]
+            future = self._client.submit(_far.run_call, request, key, *parts, key=key, pure=False)
+            self._futures[number] = future
+            answers = await future
+        except asyncio.CancelledError as error:
+            if number in self._futures:  # or else it was called off
+                receive(self._explain(error))
+        except BaseException as error:
+            receive(self._explain(error))
+        else:
+            receive(answers)
+        finally:
+            self._futures.pop(number, None)
+
+    def _explain(self, error: BaseException) -> BaseException:
+        if isinstance(error, distributed.KilledWorker):
+            killed: Any = error
+            return WorkerLostError(killed.last_worker.address)
+        if isinstance(error, ClusterError):
+            return error
+        if isinstance(error, asyncio.CancelledError | concurrent.futures.CancelledError):
+            if getattr(error, "reason", None) != "scheduler-connection-lost":
+                return ClusterError(
+                    f"Dask has cancelled a call of {self._setup.name!r} on {self.address}: {error}"
+                )
+            return self._lose()
+        return ClusterError(
+            f"a Dask worker of {self.address} could not run a call of {self._setup.name!r}"
+            f" ({type(error).__name__}: {error})"
+        )
+
+    def _lose(self) -> ClusterError:
+        if self._lost is None:
+            self._lost = ClusterError(
+                f"the scheduler at {self.address} of {self._setup.name!r} has gone away. What ran"
+                " is stopped; open another pool when there is a scheduler again"
+            )
+            self._on_lost(self._lost)
+        return self._lost
+
+    # --- workers --------------------------------------------------------------------------------
+
+    def reply(self, worker: str, *args: Any) -> None:
+        """Give a worker the reply to what it has asked for."""
+        self._keep(
+            self._client.run(
+                _far.reply, self._setup.pool, *args, workers=[worker], on_error="return"
+            )
+        )
+
+    async def _on_all(self, func: Callable[..., Any], *args: Any) -> None:
+        policy = self._setup.stop
+        seconds = policy.grace + policy.kill_timeout + _STOP_SECONDS
+        run: Any = self._client.run(func, *args, on_error="return")
+        # Where it fails, the worker is gone, and what ran on it; or it hangs.
+        with contextlib.suppress(OSError, TimeoutError, ValueError):
+            await asyncio.wait_for(run, seconds)
+
+    def _receive_event(self, event: tuple[float, Event]) -> None:
+        self._on_event(event[1])
+
+    def _keep(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        _kept.add(task)
+        task.add_done_callback(_kept.discard)
+
+
+_kept: set[Any] = set()

@@ -1,0 +1,113 @@
+"""Dask clusters of separate processes on the loopback interface."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import anyio
+import psutil
+from support import TIMEOUT
+
+import creche.cluster
+
+TESTS = Path(__file__).parent
+
+
+class TestCluster:
+    """A scheduler and its workers.
+
+    :param tls: arguments of Dask's for TLS
+    """
+
+    __test__ = False
+
+    def __init__(
+        self, folder: Path, workers: int = 2, *, nanny: bool = False, tls: Any = ()
+    ) -> None:
+        self.file = folder / "scheduler.json"
+        self._folder = folder
+        self._tls = list(tls)
+        self.workers: list[subprocess.Popen[bytes]] = []
+        self.scheduler = self._start("dask_scheduler", "--host", "127.0.0.1", "--port", "0")
+        for _ in range(workers):
+            self.workers.append(
+                self._start(
+                    "dask_worker",
+                    *("--nthreads", "1", "--host", "127.0.0.1"),
+                    *("--nanny" if nanny else "--no-nanny", "--local-directory", str(folder)),
+                )
+            )
+
+    def _start(self, program: str, *arguments: str) -> subprocess.Popen[bytes]:
+        code = f"from distributed.cli.{program} import main; main()"
+        command = [sys.executable, "-c", code, "--no-dashboard"]
+        command += ["--scheduler-file", str(self.file), *self._tls, *arguments]
+        path = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
+        with (self._folder / f"{program}-{len(self.workers)}.log").open("wb") as log:
+            return subprocess.Popen(
+                command,
+                env={**os.environ, "PYTHONPATH": path},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def close(self) -> None:
+        for process in (*self.workers, self.scheduler):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+    async def warm_up(self) -> None:
+        """Start what creche keeps on the workers, so that no test waits for it."""
+        async with creche.cluster.open_pool(scheduler_file=self.file) as pool:
+            await self.wait_for_workers(pool)
+            await pool.map(time.sleep, [0.1] * 4, chunksize=1)
+
+    async def wait_for_workers(self, pool: creche.cluster.ClusterPool) -> None:
+        connection: Any = pool._engine._connection
+        with anyio.fail_after(TIMEOUT):
+            while connection.workers < len(self.workers):
+                connection.count_workers()
+                await anyio.sleep(0.02)
+
+    def worker_of(self, pid: int) -> subprocess.Popen[bytes]:
+        """The Dask worker that a process of creche's belongs to."""
+        above = {process.pid for process in psutil.Process(pid).parents()}
+        return next(worker for worker in self.workers if worker.pid in above)
+
+
+def threads_left() -> list[str]:
+    """Those of clusters that run in this process."""
+    names = [thread.name for thread in threading.enumerate()]
+    return [name for name in names if name.startswith("creche-cluster")]
+
+
+async def pids_in(path: Path, number: int = 1) -> list[int]:
+    """Wait until so many functions have said that they run."""
+    with anyio.fail_after(TIMEOUT):
+        while not path.exists() or len(path.read_text().split()) < number:
+            await anyio.sleep(0.005)
+    return [int(pid) for pid in path.read_text().split()]
+
+
+def runs(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+async def until_gone(pid: int, seconds: float = TIMEOUT) -> None:
+    with anyio.fail_after(seconds):
+        while runs(pid):
+            await anyio.sleep(0.005)

@@ -1,0 +1,332 @@
+"""The pool's interface on a Dask cluster."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+import creche
+
+pytest.importorskip("distributed")
+
+import distributed
+from cluster_targets import (
+    ask_caller,
+    ask_caller_to_fail,
+    async_ask_caller,
+    async_double,
+    double,
+    exit_at,
+    fail,
+    fail_at,
+    get_state,
+    initialize,
+    log,
+    report_up_to,
+    sleep,
+    sleep_and_clean_up,
+    summed,
+)
+from clusters import TestCluster, pids_in, runs, threads_left
+
+from creche.cluster import ClusterError, ClusterPool, open_pool
+from creche.cluster._versions import check_found
+
+pytestmark = [
+    pytest.mark.anyio,
+    # Dask's own
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_over(machinery: None) -> Iterator[None]:
+    """What Dask keeps is its own affair, and what creche keeps on its workers goes with them."""
+    yield
+    assert not threads_left()
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestCluster]:
+    cluster = TestCluster(tmp_path_factory.mktemp("cluster"))
+    try:
+        anyio.run(cluster.warm_up)
+        yield cluster
+    finally:
+        cluster.close()
+
+
+def pool_on(cluster: TestCluster, **options: Any) -> ClusterPool:
+    options.setdefault("stop", creche.StopPolicy(grace=1))
+    return open_pool(scheduler_file=cluster.file, **options)
+
+
+async def test_calls(cluster: TestCluster, anyio_backend: str) -> None:
+    async with pool_on(cluster) as pool:
+        assert await pool.run(double, 21) == 42
+        assert await pool.run(async_double, 21) == (42, anyio_backend)
+        assert await pool.run(lambda: 3) == 3
+        with pytest.raises(LookupError, match="that") as caught:
+            await pool.run(fail, "that")
+        assert "in fail" in str(caught.value.__cause__)
+        statistics = pool.statistics()
+        assert (statistics.calls_done, statistics.calls_failed) == (3, 1)
+    with pytest.raises(creche.ProcessClosedError):
+        await pool.run(double, 1)
+
+
+async def test_many_calls_at_once(cluster: TestCluster) -> None:
+    results: list[int] = []
+
+    async def call(number: int) -> None:
+        results.append(await pool.run(double, number))
+
+    async with pool_on(cluster) as pool, anyio.create_task_group() as tasks:
+        for number in range(50):
+            tasks.start_soon(call, number)
+    assert sorted(results) == [2 * number for number in range(50)]
+
+
+async def test_map(cluster: TestCluster) -> None:
+    async with pool_on(cluster) as pool:
+        assert await pool.map(double, range(30_000)) == [2 * n for n in range(30_000)]
+        assert await pool.map(pow, [2, 3], [3, 2]) == [8, 9]
+        values = [value async for value in pool.map(async_double, range(3))]
+        assert [value for value, _ in values] == [0, 2, 4]
+
+
+async def test_map_with_failures(cluster: TestCluster) -> None:
+    async with pool_on(cluster) as pool:
+        with pytest.raises(LookupError, match="70"):
+            await pool.map(functools.partial(fail_at, 70), range(100))
+        outcomes = await pool.map(functools.partial(exit_at, 70), range(100), on_error="yield")
+        assert outcomes[70].index == 70
+        assert isinstance(outcomes[70].exception, creche.ProcessDied)
+        assert outcomes[70].exception.exitcode == 7
+        # What was done shortly before goes with the process, and says so; nothing else does.
+        assert [outcome.value for outcome in outcomes[71:]] == list(range(71, 100))
+
+
+async def test_map_that_is_left_early(cluster: TestCluster, tmp_path: Path) -> None:
+    path = tmp_path / "pids"
+    async with pool_on(cluster) as pool:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(pool.map(sleep, [str(path)] * 5, chunksize=1).__anext__)
+            pids = await pids_in(path, 2)
+            tasks.cancel_scope.cancel()
+        assert not any(map(runs, pids))
+        assert await pool.run(double, 1) == 2
+
+
+async def test_timeout_of_items(cluster: TestCluster, tmp_path: Path) -> None:
+    async with pool_on(cluster) as pool:
+        outcomes = await pool.map(
+            sleep, [str(tmp_path / "pids")] * 2, [600, 0], timeout=0.5, on_error="yield"
+        )
+    assert isinstance(outcomes[0].exception, creche.ProcessTimeout)
+    assert outcomes[1].exception is None
+
+
+async def test_cancellation(cluster: TestCluster, tmp_path: Path) -> None:
+    path = tmp_path / "pids"
+    async with pool_on(cluster) as pool:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(pool.run, sleep_and_clean_up, str(path))
+            (pid,) = await pids_in(path)
+            tasks.cancel_scope.cancel()
+        assert not runs(pid)
+        assert Path(f"{path}.clean").exists()
+        # Its slot is free, and so are those of calls that had not begun.
+        async with anyio.create_task_group() as tasks:
+            for _ in range(10):
+                tasks.start_soon(pool.run, sleep, str(path))
+            pids = await pids_in(path, 3)
+            tasks.cancel_scope.cancel()
+        assert not any(map(runs, pids))
+        assert await pool.run(double, 1) == 2
+        assert len(path.read_text().split()) == 3
+        assert pool.statistics().calls_cancelled == 11
+
+
+async def test_timeout(cluster: TestCluster, tmp_path: Path) -> None:
+    path = tmp_path / "pids"
+    async with pool_on(cluster) as pool:
+        with pytest.raises(creche.ProcessTimeout):
+            await pool.run(sleep, str(path), timeout=1)
+        (pid,) = await pids_in(path)
+        assert not runs(pid)
+
+
+async def test_leaving_by_an_error_stops_what_runs(cluster: TestCluster, tmp_path: Path) -> None:
+    path = tmp_path / "pids"
+    failed = False
+
+    async def call() -> None:
+        nonlocal failed
+        with pytest.raises(creche.ProcessClosedError):
+            await pool.run(sleep, str(path))
+        failed = True
+
+    async with anyio.create_task_group() as tasks:
+        with pytest.raises(ZeroDivisionError):
+            async with pool_on(cluster) as pool:
+                tasks.start_soon(call)
+                (pid,) = await pids_in(path)
+                raise ZeroDivisionError
+        assert not runs(pid)
+    assert failed
+
+
+async def test_death_of_the_process(cluster: TestCluster) -> None:
+    async with pool_on(cluster) as pool:
+        with pytest.raises(creche.ProcessDied, match="exit code 5"):
+            await pool.run(os._exit, 5)
+        assert await pool.run(double, 1) == 2
+
+
+async def test_progress(cluster: TestCluster) -> None:
+    reported: list[creche.Progress] = []
+    async with pool_on(cluster) as pool:
+        await pool.run(report_up_to, 1000, on_progress=reported.append)
+    assert reported[-1] == creche.Progress(1000, 1000)
+
+
+async def test_logs(cluster: TestCluster) -> None:
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            messages.append((record.name, record.getMessage()))
+
+    messages: list[tuple[str, str]] = []
+    logger = logging.Logger("here")
+    logger.addHandler(Handler())
+    async with pool_on(cluster, logs=logger) as pool:
+        await pool.run(log, "from afar")
+        with anyio.fail_after(30):
+            while not messages:
+                await anyio.sleep(0.01)
+    assert messages == [("far", "from afar")]
+
+
+async def test_requests_to_the_caller(cluster: TestCluster) -> None:
+    async with pool_on(cluster) as pool:
+        assert await pool.run(ask_caller, 1) == (2, os.getpid())
+        assert await pool.run(async_ask_caller, 2) == (3, os.getpid())
+        assert await pool.run(ask_caller_to_fail) == "in the caller"
+
+
+async def test_initializer(cluster: TestCluster) -> None:
+    async with pool_on(cluster, initializer=initialize, initargs=(4,)) as pool:
+        assert await pool.run(get_state) == [4]
+    async with pool_on(cluster, initializer=fail, initargs=("no start",)) as pool:
+        with pytest.raises(creche.ProcessStartError, match="no start"):
+            await pool.run(double, 1)
+
+
+async def test_large_arguments_are_scattered_once(cluster: TestCluster) -> None:
+    data = bytes(3 * 1024 * 1024)
+    async with pool_on(cluster) as pool:
+        for number in range(3):
+            assert await pool.run(summed, data, number) == len(data) + number
+        sizes = await pool.map(functools.partial(summed, data), range(10))
+        assert sizes == [len(data) + number for number in range(10)]
+        connection: Any = pool._engine._connection  # type: ignore[attr-defined]
+        assert len(connection._data._futures) == 1
+        assert not connection._data._pickled
+        assert len(await pool.run(bytes, len(data))) == len(data)
+
+
+async def test_what_cannot_travel(cluster: TestCluster, tmp_path: Path) -> None:
+    (tmp_path / "only_here.py").write_text("def func(): pass")
+    sys.path.insert(0, str(tmp_path))
+    try:
+        import only_here  # type: ignore[import-not-found]
+    finally:
+        sys.path.remove(str(tmp_path))
+    async with pool_on(cluster) as pool:
+        with pytest.raises(creche.SerializationError, match="cannot be pickled"):
+            await pool.run(double, threading.Lock())
+        with pytest.raises(creche.SerializationError, match="only_here") as caught:
+            await pool.run(only_here.func)
+    assert "the Dask worker tcp://" in str(caught.value)
+    assert "the call came from" in str(caught.value)
+
+
+async def test_addresses(cluster: TestCluster) -> None:
+    async with pool_on(cluster) as pool:
+        address = pool._engine._connection.address  # type: ignore[attr-defined]
+    async with open_pool(["tcp://127.0.0.1:1", address], connect_timeout=2) as pool:
+        assert await pool.run(double, 2) == 4
+    with distributed.Client(address, set_as_default=False) as client:
+        async with open_pool(client) as pool:
+            assert await pool.run(double, 3) == 6
+
+
+async def test_nobody_there() -> None:
+    with pytest.raises(ClusterError, match=r"tcp://127\.0\.0\.1:1"):
+        async with open_pool("tcp://127.0.0.1:1", connect_timeout=0.5):
+            pass
+
+
+async def test_cluster_of_its_own() -> None:
+    async with open_pool(workers=2) as pool:  # under a nanny, of which the worker is daemonic
+        assert await pool.map(double, range(10)) == [2 * n for n in range(10)]
+        assert pool.statistics().workers_alive == 2
+
+
+async def test_tls(tmp_path: Path) -> None:
+    trustme = pytest.importorskip("trustme")
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1", "localhost")
+    ca, pem = tmp_path / "ca.pem", tmp_path / "cert.pem"
+    authority.cert_pem.write_to_path(ca)
+    certificate.private_key_and_cert_chain_pem.write_to_path(pem)
+    files = ("--tls-ca-file", str(ca), "--tls-cert", str(pem), "--tls-key", str(pem))
+    security = distributed.Security(
+        tls_ca_file=str(ca),
+        tls_client_cert=str(pem),
+        tls_client_key=str(pem),
+        require_encryption=True,
+    )
+    cluster = TestCluster(tmp_path, 1, tls=("--protocol", "tls", *files))
+    try:
+        async with pool_on(cluster, security=security) as pool:
+            assert pool._engine._connection.address.startswith("tls://")  # type: ignore[attr-defined]
+            assert await pool.run(double, 4) == 8
+    finally:
+        cluster.close()
+
+
+def test_versions() -> None:
+    ours = {"python": "3.12.1", "creche": "1.0", "distributed": "2026.1", "cloudpickle": "3"}
+    packages = {"creche": "1.0", "distributed": "2026.1"}
+    side = {"host": {"python": "3.12.7.final.0"}, "packages": packages}
+    check_found({"scheduler": side, "workers": {"tcp://a:1": side}}, ours)
+    check_found({"scheduler": {**side, "packages": {"distributed": "2026.1"}}, "workers": {}}, ours)
+    for changed, words in (
+        ({"packages": {**packages, "creche": "0.9"}}, "tcp://a:1 has creche 0.9, and this side"),
+        ({"packages": {**packages, "creche": None}}, "tcp://a:1 has no creche; this side has"),
+        ({"host": {"python": "3.11.2.final.0"}}, "has python 3.11, and this side has python 3.12"),
+    ):
+        with pytest.raises(ClusterError, match=words):
+            check_found({"scheduler": side, "workers": {"tcp://a:1": {**side, **changed}}}, ours)
+
+
+def test_options() -> None:
+    with pytest.raises(TypeError, match="address must be"):
+        open_pool(3)
+    with pytest.raises(ValueError, match="one of them is enough"):
+        open_pool("tcp://a:1", scheduler_file="file")
+    with pytest.raises(ValueError, match="empty"):
+        open_pool([])
+    with pytest.raises(ValueError, match="retries"):
+        open_pool(retries=-1)

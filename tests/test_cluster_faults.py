@@ -1,0 +1,177 @@
+"""Machines, schedulers and callers that die."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+import creche
+
+pytest.importorskip("distributed")
+
+from cluster_targets import double, sleep, sleep_in_first_run
+from clusters import TestCluster, pids_in, runs, threads_left, until_gone
+
+from creche.cluster import ClusterError, ClusterPool, WorkerLostError, open_pool
+
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_over(machinery: None) -> Iterator[None]:
+    """What Dask keeps is its own affair, and what creche keeps on its workers goes with them."""
+    yield
+    assert not threads_left()
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[TestCluster]:
+    cluster = TestCluster(tmp_path)
+    yield cluster
+    cluster.close()
+
+
+def pool_on(cluster: TestCluster, **options: Any) -> ClusterPool:
+    return open_pool(scheduler_file=cluster.file, stop=creche.StopPolicy(grace=0.5), **options)
+
+
+async def test_worker_that_is_killed(cluster: TestCluster, tmp_path: Path) -> None:
+    path = tmp_path / "pids"
+    errors: list[BaseException] = []
+
+    async def call() -> None:
+        with pytest.raises(WorkerLostError, match="tcp://") as caught:
+            await pool.run(sleep, str(path))
+        errors.append(caught.value)
+
+    async with pool_on(cluster) as pool:
+        await cluster.wait_for_workers(pool)
+        with anyio.fail_after(30):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(call)
+                (pid,) = await pids_in(path)
+                cluster.worker_of(pid).kill()
+        assert isinstance(errors[0], creche.ProcessDied)
+        await until_gone(pid, 5)
+        assert await pool.run(double, 1) == 2
+        assert len(path.read_text().split()) == 1  # it was not run again
+
+
+async def test_worker_that_is_killed_under_a_map(cluster: TestCluster, tmp_path: Path) -> None:
+    path = tmp_path / "pids"
+    async with pool_on(cluster) as pool:
+        await cluster.wait_for_workers(pool)
+        async with anyio.create_task_group() as tasks:
+
+            async def kill() -> None:
+                (pid,) = await pids_in(path)
+                cluster.worker_of(pid).kill()
+
+            tasks.start_soon(kill)
+            with anyio.fail_after(30):
+                outcomes = await pool.map(
+                    sleep,
+                    [str(path), *[str(tmp_path / "others")] * 9],
+                    [600, *[0.01] * 9],
+                    chunksize=1,
+                    on_error="yield",
+                )
+    assert isinstance(outcomes[0].exception, WorkerLostError)
+    assert sum(outcome.exception is None for outcome in outcomes) >= 7
+
+
+async def test_retries(cluster: TestCluster, tmp_path: Path) -> None:
+    path = tmp_path / "pids"
+    values: list[int] = []
+
+    async def call() -> None:
+        values.append(await pool.run(sleep_in_first_run, str(path)))
+
+    async with pool_on(cluster, retries=1) as pool:
+        await cluster.wait_for_workers(pool)
+        with anyio.fail_after(30):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(call)
+                (pid,) = await pids_in(path)
+                cluster.worker_of(pid).kill()
+    assert values == [2]
+
+
+async def test_worker_that_is_shut_down(cluster: TestCluster, tmp_path: Path) -> None:
+    path = tmp_path / "pids"
+
+    async def call() -> None:
+        with pytest.raises(creche.ProcessError):
+            await pool.run(sleep, str(path))
+
+    async with pool_on(cluster) as pool:
+        await cluster.wait_for_workers(pool)
+        with anyio.fail_after(60):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(call)
+                (pid,) = await pids_in(path)
+                cluster.worker_of(pid).terminate()
+        await until_gone(pid, 10)
+        assert len(path.read_text().split()) == 1
+
+
+async def test_scheduler_that_is_killed(cluster: TestCluster, tmp_path: Path) -> None:
+    path = tmp_path / "pids"
+
+    async def call() -> None:
+        with pytest.raises(ClusterError, match="has gone away"):
+            await pool.run(sleep, str(path))
+
+    async with pool_on(cluster) as pool:
+        with anyio.fail_after(30):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(call)
+                (pid,) = await pids_in(path)
+                cluster.scheduler.kill()
+        with pytest.raises(ClusterError, match="has gone away"):
+            await pool.run(double, 1)
+        await until_gone(pid, 20)
+
+
+CALLER = """
+import sys
+import anyio
+from cluster_targets import sleep
+from creche.cluster import open_pool
+
+async def main():
+    async with open_pool(scheduler_file=sys.argv[1]) as pool:
+        await pool.run(sleep, sys.argv[2])
+
+if __name__ == "__main__":
+    anyio.run(main, backend=sys.argv[3])
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+async def test_caller_that_dies(
+    cluster: TestCluster, tmp_path: Path, anyio_backend: str, number: signal.Signals
+) -> None:
+    path = tmp_path / "pids"
+    caller = subprocess.Popen(
+        [sys.executable, "-c", CALLER, str(cluster.file), str(path), anyio_backend],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        stderr=subprocess.DEVNULL,
+    )
+    (pid,) = await pids_in(path)
+    assert runs(pid)
+    caller.send_signal(number)
+    await until_gone(pid, 20)
+    assert caller.wait(10) != 0
