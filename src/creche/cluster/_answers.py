@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .._errors import SerializationError
-from .._pool._calls import Unbegun, Undecodable
+from .._pool._answers import Unbegun, Undecodable
 from .._wire._framing import Section
 from .._wire._outcomes import Failure, Outcome, Value, exception_message, rebuild_exception
 from .._wire._payloads import Serializer

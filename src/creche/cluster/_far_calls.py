@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .._errors import SerializationError
-from .._pool._calls import PoolCall, Unbegun
+from .._pool._answers import Unbegun
+from .._pool._calls import PoolCall
 from .._wire._framing import Buffer, FrameKind
 from .._wire._outcomes import Outcome, Value
 from .._wire._payloads import Payload
