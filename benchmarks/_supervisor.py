@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import statistics
@@ -17,23 +18,21 @@ import psutil
 import creche
 
 from ._measuring import Row, Table, in_fresh_process
+from ._work import READY, serve_and_tell
 
 LIMIT_MS = 20.0
 COUNT = 500
 KILLS = 15
 
-# Said by the peers' children when they are ready.
-READY = b"ready\n"
+# As a main module would be, which this is not in the processes that measure.
+creche.preload(__name__)
+
+# A record for each process that is killed is not what is measured.
+logging.getLogger("creche.supervisor").setLevel(logging.CRITICAL)
 
 
 def serve() -> None:
     creche.from_process.started()
-    while True:
-        signal.pause()
-
-
-def serve_and_tell(ready: Any) -> None:
-    ready.send_bytes(READY)
     while True:
         signal.pause()
 

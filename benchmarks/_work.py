@@ -23,6 +23,16 @@ def sleep_for_ever() -> None:
     time.sleep(3600)
 
 
+# What a server says that is ready.
+READY = b"ready\n"
+
+
+def serve_and_tell(ready: Any) -> None:
+    ready.send_bytes(READY)
+    while True:
+        signal.pause()
+
+
 def busy() -> None:
     while True:
         pass
