@@ -23,7 +23,15 @@ def sleep_for_ever() -> None:
     time.sleep(3600)
 
 
-# What a server says that is ready.
+def serve() -> None:
+    from creche import from_process  # which is there already where creche has started this
+
+    from_process.started()
+    while True:
+        signal.pause()
+
+
+# What a server of the peers says that is ready.
 READY = b"ready\n"
 
 
