@@ -282,7 +282,8 @@ class Supervisor:
 
         Cancellation before it is ready stops its children, and waits until they are gone.
 
-        :param setup: an async function that gets the nested supervisor, and starts its children
+        :param setup: an async function that gets the nested supervisor, and starts its children. It
+            must not start children of this one, which would have to wait for it
         :param name: its name, unique in this supervisor
         :param strategy: as for :func:`open_supervisor`
         :param intensity: as for :func:`open_supervisor`
