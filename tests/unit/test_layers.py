@@ -43,6 +43,7 @@ LAYERS = [
         "_failures",
         "_instruments",
         "_function_names",
+        "_leftovers",
     ],
     ["_durations", "_errors"],
 ]
