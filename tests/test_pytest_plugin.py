@@ -37,95 +37,77 @@ def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> object:
     return run
 
 
-LEAKS = {
-    "process": (
-        """
-def test():
-    kept.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(5)"]))
-""",
-        r".*process \(pid \d+\): .*import time; time.sleep",
-    ),
-    "multiprocessing": (
-        """
-def sleep():
-    time.sleep(5)
+LEAKS = """
+def test_process():
+    kept.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(9)"]))
 
-def test():
+def sleep():
+    time.sleep(9)
+
+def test_multiprocessing():
     process = multiprocessing.get_context("spawn").Process(target=sleep, name="sleeper")
     process.start()
     kept.append(process)
-""",
-        r".*process 'sleeper' \(pid \d+\):",
-    ),
-    "zombie": (
-        """
-def test():
+
+def test_zombie():
     process = subprocess.Popen([sys.executable, "-c", "pass"], stdout=subprocess.PIPE)
     process.stdout.read()
     process.stdout.close()
     kept.append(process)
-""",
-        r".*process \(pid \d+\): a zombie: .* has ended, and nobody has waited for it",
-    ),
-    "orphan": (
-        """
-SLEEP = "import time; time.sleep(5)"
 
-def test():
-    code = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {SLEEP!r}])"
+def test_orphan():
+    sleep = [sys.executable, "-c", "import time; time.sleep(9)", "orphan"]
+    code = f"import subprocess; subprocess.Popen({sleep!r})"
     subprocess.run([sys.executable, "-c", code], check=True)
-""",
-        r".*process \(pid \d+\): .*import time; time.sleep",
-    ),
-    "thread": (
-        """
-def test():
-    threading.Thread(target=time.sleep, args=(2,), name="sleeper", daemon=True).start()
-""",
-        r".*thread 'sleeper' \(a daemon\)",
-    ),
-    "descriptor": (
-        """
-def test(tmp_path):
+
+def test_thread():
+    threading.Thread(target=time.sleep, args=(9,), name="sleeper", daemon=True).start()
+
+def test_descriptor(tmp_path):
     kept.append(open(tmp_path / "open.txt", "w"))
-""",
-        r".*descriptor \d+ -> .*open\.txt",
-    ),
-    "segment": (
-        """
-def test():
+
+def test_segment():
     segment = shared_memory.SharedMemory(create=True, size=10)
     segment.close()
 
 @pytest.fixture(scope="module", autouse=True)
-def remove():
+def clean_up():
     before = set(os.listdir("/dev/shm"))
     yield
+    for process in kept[:-1]:
+        process.kill()
+        process.wait() if isinstance(process, subprocess.Popen) else process.join()
     for name in set(os.listdir("/dev/shm")) - before:
         if name.startswith("psm_"):
             os.unlink(f"/dev/shm/{name}")
-""",
-        r".*shared memory /dev/shm/psm_",
-    ),
-}
+"""
+
+MESSAGES = [
+    r".*process \(pid \d+\): .*import time; time.sleep",
+    r".*process 'sleeper' \(pid \d+\):",
+    r".*process \(pid \d+\): a zombie: .* has ended, and nobody has waited for it",
+    r".*process \(pid \d+\): .*import time; time.sleep\(9\) orphan",
+    r".*thread 'sleeper' \(a daemon\)",
+    r".*descriptor \d+ -> .*open\.txt",
+    r".*shared memory /dev/shm/psm_",
+]
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="there is no /proc here")
-@pytest.mark.parametrize("what", LEAKS)
-def test_leak(run: object, what: str) -> None:
-    text, message = LEAKS[what]
-    result = run(text)  # type: ignore[operator]
-    result.assert_outcomes(passed=1, errors=1)
-    result.stdout.re_match_lines([r".*left behind:", message])
+def test_leaks(run: object) -> None:
+    result = run(LEAKS)  # type: ignore[operator]
+    result.assert_outcomes(passed=len(MESSAGES), errors=len(MESSAGES))
+    for message in MESSAGES:
+        result.stdout.re_match_lines([r".*left behind:", message])
     for process in psutil.process_iter(["cmdline"]):
-        if process.info["cmdline"] and process.info["cmdline"][-1:] == [
-            "import time; time.sleep(5)"
-        ]:
+        if process.info["cmdline"] and process.info["cmdline"][-1] == "orphan":
             process.kill()
 
 
 CLEAN = """
-import functools
+@pytest.fixture(params=["asyncio"])
+def anyio_backend(request):
+    return request.param
 
 @pytest.fixture(scope="module")
 def for_all():
@@ -148,17 +130,13 @@ METHODS = [None, *multiprocessing.get_all_start_methods()]
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("method", METHODS)
-async def test_creche(method):
-    assert await creche.run_in_process(abs, -1, start_method=method) == 1
-
-@pytest.mark.anyio
-@pytest.mark.parametrize("method", METHODS)
 async def test_pool(method):
     async with creche.open_pool(2, start_method=method, preload=["colorsys"]) as pool:
         assert await pool.map(abs, range(10)) == list(range(10))
         assert await pool.run(len, bytes(10_000_000)) == 10_000_000
         with anyio.move_on_after(0.1):
             await pool.run(time.sleep, 100)
+    assert await creche.run_in_process(abs, -1, start_method=method) == 1
     await anyio.to_thread.run_sync(time.sleep, 0)
 
 @pytest.mark.anyio
@@ -186,16 +164,18 @@ def test_nothing_is_left(run: object) -> None:
     outcomes = result.parseoutcomes()
     assert "errors" not in outcomes, result.stdout.str()
     assert "failed" not in outcomes, result.stdout.str()
-    assert outcomes["passed"] > 10
+    assert outcomes["passed"] >= 10
 
 
 def test_fixture_and_not_asked_for(run: object) -> None:
     text = """
-import subprocess, sys, threading, time
+import threading, time
+import pytest
 
 def leave():
     threading.Thread(target=time.sleep, args=(8,), daemon=True, name="sleeper").start()
 
+@pytest.mark.creche_no_leaks(0.5)
 def test_with(creche_no_leaks):
     leave()
 

@@ -8,6 +8,7 @@ where there is a ``/dev/fd``.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import multiprocessing
 import os
 import sys
@@ -15,6 +16,7 @@ import threading
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
+from multiprocessing import process as _multiprocessing_process
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +65,7 @@ class Inventory:
         """Describe what is here, was not there before, and is not creche's own machinery."""
         found = [
             _describe_process(pid)
-            for pid, start in sorted(self.processes - before.processes, key=lambda found: found[0])
+            for pid, _ in sorted(self.processes - before.processes, key=lambda found: found[0])
             if not _is_machinery(pid)
         ]
         found += [
@@ -142,7 +144,7 @@ def _has(pid: int, marker: bytes) -> bool:
 
 def _children_without_proc() -> Iterable[int]:
     try:
-        import psutil
+        psutil: Any = importlib.import_module("psutil")
     except ImportError:
         return [child.pid for child in multiprocessing.active_children() if child.pid is not None]
     return [child.pid for child in psutil.Process().children(recursive=True)]
@@ -165,8 +167,8 @@ def _describe_process(pid: int) -> str:
 
 def _known_children() -> Iterable[Any]:
     """The process objects of multiprocessing, without reaping any as ``active_children`` does."""
-    module: Any = multiprocessing.process
-    return list(module._children)
+    known: Any = _multiprocessing_process
+    return list(known._children)
 
 
 def _read(pid: int, name: str) -> str:
@@ -246,9 +248,9 @@ def _machinery_descriptors() -> set[int]:
             if isinstance(value, int) and not isinstance(value, bool):
                 if name.endswith(("fd", "_end")):
                     found.add(value)
-            elif hasattr(value, "fileno"):
+            elif fileno := getattr(value, "fileno", None):
                 try:
-                    found.add(value.fileno())
+                    found.add(fileno())
                 except (OSError, ValueError):  # closed
                     continue
     return found
