@@ -206,11 +206,12 @@ def _without(descriptors: dict[int, str], others: set[int]) -> dict[int, str]:
 
 def _segments() -> Iterable[str]:
     """Those of this user with the names that multiprocessing gives."""
-    if not _SEGMENTS.is_dir():
+    if not _SEGMENTS.is_dir() or not _HAS_PROC:
         return
+    owner = (_PROC / "self").stat().st_uid
     for entry in os.scandir(_SEGMENTS):
         try:
-            if entry.name.startswith(_SEGMENT_NAMES) and entry.stat().st_uid == os.getuid():
+            if entry.name.startswith(_SEGMENT_NAMES) and entry.stat().st_uid == owner:
                 yield entry.name
         except OSError:  # just removed
             continue
@@ -234,10 +235,8 @@ def _is_machinery(pid: int) -> bool:
     servers = _creche_servers()
     if pid in {server.pid for server in servers} | {_pid_of(s) for s in _library_servers()}:
         return True
-    try:
-        return os.getpgid(pid) in {server.pid for server in servers}
-    except (OSError, AttributeError):  # gone, or there are no groups
-        return False
+    fields = _stat(pid)  # of which one is the process group
+    return fields is not None and int(fields[2]) in {server.pid for server in servers}
 
 
 def _machinery_descriptors() -> set[int]:
