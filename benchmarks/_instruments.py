@@ -20,7 +20,7 @@ CALLERS = 8
 # How long a round of a contender takes, without the start of its pool.
 SECONDS = 0.3
 
-LIMIT = 5.0
+LIMIT = 10.0
 
 
 class Counter(creche.Instrument):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -35,6 +36,8 @@ def simple_name(func: Callable[..., Any]) -> str:
 
 def qualified_name(func: Callable[..., Any]) -> str:
     """Return the full name of a function; of an object that can be called, that of its type."""
+    if type(func) is types.FunctionType:  # as most are
+        return f"{func.__module__}.{func.__qualname__}"
     func = unwrapped(func)
     if not isinstance(getattr(func, "__qualname__", None), str):
         func = type(func)

@@ -7,13 +7,14 @@ import logging
 import multiprocessing
 import pickle
 from collections.abc import AsyncIterator, Iterator
-from typing import Any, assert_type
+from typing import Any, Literal, assert_type
 
 from anyio.abc import ObjectReceiveStream
 
 import creche
 import creche.context
 from creche import sync
+from creche.tracing import ProcessTracing, trace_processes
 
 
 def halve(number: int) -> float:
@@ -282,3 +283,31 @@ async def check_supervisor() -> None:
             if isinstance(event, creche.ChildExited):
                 assert_type(event.exception, BaseException | None)
         assert_type(supervisor.statistics().children, tuple[creche.ChildStatistics, ...])
+
+
+class Observer(creche.Instrument):
+    def process_exited(self, process: creche.ObservedProcess) -> None:
+        assert_type(process.id, int)
+        assert_type(process.pid, int | None)
+        assert_type(process.kind, Literal["process", "worker"])
+        assert_type(process.func, str | None)
+        assert_type(process.exitcode, int | None)
+        assert_type(process.exception, BaseException | None)
+        assert_type(process.stop_requested, bool)
+
+    def call_finished(self, call: creche.ObservedCall) -> None:
+        assert_type(call.func, str)
+        assert_type(call.items, int)
+        assert_type(call.process, creche.ObservedProcess | None)
+        assert_type(call.status, Literal["ok", "error", "cancelled", "killed"] | None)
+        assert_type(call.seconds, float | None)
+        assert_type(call.attributes, dict[str, Any])
+
+
+def check_instruments() -> None:
+    creche.add_instrument(Observer())
+    creche.remove_instrument(Observer())
+    creche.add_instrument(Observer)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    with trace_processes(workers=True) as tracing:
+        assert_type(tracing, ProcessTracing)
+        tracing.stop()

@@ -45,6 +45,7 @@ LAYERS = [
         "_failures",
         "_instruments",
         "_function_names",
+        "_leftovers",
     ],
     ["_durations", "_errors"],
 ]
