@@ -545,6 +545,7 @@ def test_hostile_names_in_a_browser(browser: Page, clock: Clock, tmp_path: Path)
     assert browser.complaints() == []
 
 
+@pytest.mark.slow
 def test_100_000_calls_in_a_browser(browser: Page, clock: Clock, tmp_path: Path) -> None:
     timeline = Timeline()
     many(timeline, clock, 100_000)

@@ -325,15 +325,19 @@ function drawWaits(context, track, y, height) {
   const [first, last] = track.range(view.from, view.to);
   context.fillStyle = hatches.waiting;
   context.globalAlpha = view.found ? 0.35 : 1;
-  let drawn = -1;
+  let left = -1, right = -1; // what is to be drawn: as one, where there is nothing between
   for (let k = first; k < Math.min(track.spans.length, last + 1); k++) {
     const i = track.spans[k];
     const from = k ? Math.max(queued[i], track.starts[k - 1]) : queued[i];
-    const x0 = Math.max((from - view.from) * s, drawn, -6), x1 = Math.min((start[i] - view.from) * s, plotWidth());
-    if (x1 - x0 < 0.7) continue;
-    context.fillRect(GUTTER + x0, y, x1 - x0, height);
-    drawn = x1;
+    const x0 = Math.max((from - view.from) * s, -6), x1 = Math.min((start[i] - view.from) * s, plotWidth());
+    if (x1 <= x0) continue;
+    if (x0 > right + 0.7) {
+      if (right - left > 0.7) context.fillRect(GUTTER + left, y, right - left, height);
+      left = x0;
+    }
+    right = Math.max(right, x1);
   }
+  if (right - left > 0.7) context.fillRect(GUTTER + left, y, right - left, height);
   context.globalAlpha = 1;
 }
 
@@ -541,7 +545,7 @@ function pictureOverview() {
   context.textBaseline = "middle";
   context.fillStyle = colors.muted;
   context.fillText("all", 12, 15);
-  context.fillText(`at most ${precise(most).replace(/\.0+$/, "")} at once`, 12, 31);
+  context.fillText(`busiest: ${precise(most).replace(/\.0+$/, "")} at once`, 12, 31);
   return picture;
 }
 
