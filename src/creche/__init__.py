@@ -67,11 +67,8 @@ if _typing.TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> _typing.Any:
-    if name in (
-        "monitor",
-        "sync",
-        "timeline",
-    ):  # not every child needs it, and all of them import this
+    # What not every child needs, and all of them import this.
+    if name in ("monitor", "sync", "timeline"):
         return _importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
