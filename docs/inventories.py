@@ -51,6 +51,7 @@ OBJECTS: dict[str, dict[str, dict[str, str]]] = {
             "Any": "library/typing.html#typing.Any",
             "enum.Enum": "library/enum.html#$",
             "Enum": "library/enum.html#enum.Enum",
+            "os.PathLike": "library/os.html#$",
             "threading.Barrier": "library/threading.html#$",
         },
         "py:data": {

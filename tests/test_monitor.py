@@ -80,10 +80,10 @@ async def test_pool(announcements: Announcements) -> None:
 
 
 @pytest.mark.anyio
-async def test_processes(start_method: str, announcements: Announcements) -> None:
+async def test_processes(announcements: Announcements) -> None:
     out = console()
     with creche.monitor.monitor(console=out) as monitor:
-        async with creche.open_nursery(start_method=start_method) as nursery:
+        async with creche.open_nursery() as nursery:
             await nursery.start(targets.serve, announcements.path)
             (ready,) = group(monitor).processes
             assert ready.state == "ready"
@@ -91,9 +91,7 @@ async def test_processes(start_method: str, announcements: Announcements) -> Non
             await announcements.get_pid()
             nursery.cancel_scope.cancel()
         for _ in range(2):
-            process = creche.AsyncProcess(
-                target=targets.double, args=(1,), name="again", start_method=start_method
-            )
+            process = creche.AsyncProcess(target=targets.double, args=(1,), name="again")
             assert await process == 2
     *_, again = group(monitor).ended
     assert (again.name, again.restarts, again.state) == ("again", 1, "ended")
@@ -164,8 +162,9 @@ def test_a_terminal_that_goes_away() -> None:
     file.gone = True
     assert monitor._thread is not None
     monitor._thread.join(TIMEOUT)
-    file.gone = False
+    stdout = sys.stdout
     monitor.stop()
+    assert sys.stdout is stdout
 
 
 def test_many_processes_fit_on_the_screen() -> None:

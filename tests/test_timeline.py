@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import threading
 from collections import defaultdict
 from collections.abc import Iterator
@@ -544,6 +545,7 @@ def test_hostile_names_in_a_browser(browser: Page, clock: Clock, tmp_path: Path)
     assert browser.complaints() == []
 
 
+@pytest.mark.slow
 def test_100_000_calls_in_a_browser(browser: Page, clock: Clock, tmp_path: Path) -> None:
     timeline = Timeline()
     many(timeline, clock, 100_000)
@@ -603,6 +605,26 @@ def test_program_that_fails(program: Program) -> None:
     validate(json.loads(trace.read_text(encoding="utf-8")))
     assert not (program.folder / "timeline.html").exists()
     assert program.run("-m", "creche", "timeline", script, "exit").returncode == 5
+
+
+def test_program_that_is_terminated(program: Program, announcements: Announcements) -> None:
+    script = program.write(
+        """
+        import sys
+        import anyio, creche
+        import timeline_targets as targets
+
+        if __name__ == "__main__":
+            anyio.run(creche.run_in_process, targets.announce_and_wait, sys.argv[1])
+        """
+    )
+    with program.running("-m", "creche", "timeline", script, announcements.path) as running:
+        announcements.get_blocking()
+        running.terminate()
+        assert running.wait(TIMEOUT) == -signal.SIGTERM
+    page = (program.folder / "timeline.html").read_text(encoding="utf-8")
+    assert "announce_and_wait" in page
+    assert "1 processes and 0 calls" in program.output()
 
 
 def test_program_that_is_a_module(program: Program) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -35,7 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"python -m creche: there is no file {options.program}", file=sys.stderr)
         return 2
     try:
-        with watching:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(watching)
+            _close_when_terminated(stack)
             run_program(options.program, options.arguments, is_module=options.module)
     except SystemExit:
         raise
@@ -44,6 +47,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.excepthook(type(error), error, error.__traceback__)
         return 130 if isinstance(error, KeyboardInterrupt) else 1
     return 0
+
+
+def _close_when_terminated(stack: contextlib.ExitStack) -> None:
+    """Have SIGTERM, where the program does not handle it, write the page or give the cursor back
+    before it ends this process, as it would have."""
+    own_pid = os.getpid()
+
+    def close(number: int, _: object) -> None:
+        if os.getpid() == own_pid:  # not in a fork
+            stack.close()
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, close)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -117,16 +117,19 @@ class Monitor:
         self._stopping.set()
         thread.join()
         remove_instrument(self._watching)
-        last = self._picture(over=True)
-        if self._live is not None:
-            self._live.update(last)
-            self._live.stop()
-            _live_ones.discard(self)
-        else:
-            self._console.print(last)
-        self._console.file.flush()
+        _live_ones.discard(self)
+        # The terminal may be gone: that is not the application's error.
+        with contextlib.suppress(OSError, ValueError):
+            last = self._picture(over=True)
+            if self._live is not None:
+                self._live.update(last)
+                self._live.stop()
+            else:
+                self._console.print(last)
+            self._console.file.flush()
         if self._own is not None:
-            self._own.close()
+            with contextlib.suppress(OSError):
+                self._own.close()
 
     def __enter__(self) -> Monitor:
         self.start()

@@ -47,8 +47,7 @@ class Sampler:
             process: Any = before.get(pid)
             # Another process may have got the same pid.
             fresh = process is None or not process.is_running()
-            if fresh:
-                process = self._psutil.Process(pid)
+            process = self._psutil.Process(pid) if fresh else process
             with process.oneshot():
                 cpu = process.cpu_percent(None)  # of the first time, it says nothing
                 memory = process.memory_info().rss

@@ -22,7 +22,7 @@ STATUSES = ("ok", "running", "cancelled", "error", "killed")
 
 def page(recording: Recording, title: str) -> str:
     """Return the page."""
-    files = resources.files(__package__) / "page"
+    files = resources.files("creche.timeline") / "page"
 
     def read(name: str) -> str:
         return (files / name).read_text(encoding="utf-8")

@@ -183,8 +183,9 @@ function drawLane(context, lane, y) {
   else {
     if (lane.life) drawLives(context, lane, y);
     if (lane.kind === "lane" && lane.life) drawWaits(context, lane.track, y + lane.height - 6, 4);
-    drawSpans(context, lane.track, y + 3, lane.height - (lane.life ? 10 : 7), lane.kind === "left");
-    if (!lane.life && lane.kind === "lane") drawPhases(context, lane, y + 3, lane.height - 7);
+    const phases = !lane.life && lane.kind === "lane";
+    drawSpans(context, lane.track, y + 3, lane.height - (lane.life ? 10 : 7), lane.kind === "left", !phases);
+    if (phases) drawPhases(context, lane, y + 3, lane.height - 7);
   }
   context.restore();
   drawLaneName(context, lane, y);
@@ -238,7 +239,7 @@ function cut(text, width) {
 const KINDS = 2 * STATUSES.length;
 let cover = [];
 
-function drawSpans(context, track, y, height, hollow) {
+function drawSpans(context, track, y, height, hollow, named) {
   const s = scale();
   const width = plotWidth();
   const [first, last] = track.range(view.from, view.to);
@@ -281,7 +282,7 @@ function drawSpans(context, track, y, height, hollow) {
       continue;
     }
     context.fillRect(GUTTER + x0, y, w, height);
-    if (w > 26) {
+    if (named && w > 26) {
       const glyph = GLYPHS[status[i]];
       const left = Math.max(x0, 0); // in view, if the bar begins before
       const text = cut(labelOf(i), x0 + w - left - 10 - (glyph ? 14 : 0));
@@ -325,15 +326,19 @@ function drawWaits(context, track, y, height) {
   const [first, last] = track.range(view.from, view.to);
   context.fillStyle = hatches.waiting;
   context.globalAlpha = view.found ? 0.35 : 1;
-  let drawn = -1;
+  let left = -1, right = -1; // what is to be drawn: as one, where there is nothing between
   for (let k = first; k < Math.min(track.spans.length, last + 1); k++) {
     const i = track.spans[k];
     const from = k ? Math.max(queued[i], track.starts[k - 1]) : queued[i];
-    const x0 = Math.max((from - view.from) * s, drawn, -6), x1 = Math.min((start[i] - view.from) * s, plotWidth());
-    if (x1 - x0 < 0.7) continue;
-    context.fillRect(GUTTER + x0, y, x1 - x0, height);
-    drawn = x1;
+    const x0 = Math.max((from - view.from) * s, -6), x1 = Math.min((start[i] - view.from) * s, plotWidth());
+    if (x1 <= x0) continue;
+    if (x0 > right + 0.7) {
+      if (right - left > 0.7) context.fillRect(GUTTER + left, y, right - left, height);
+      left = x0;
+    }
+    right = Math.max(right, x1);
   }
+  if (right - left > 0.7) context.fillRect(GUTTER + left, y, right - left, height);
   context.globalAlpha = 1;
 }
 
@@ -370,6 +375,7 @@ function drawPhases(context, lane, y, height) {
   for (let k = first; k < last; k++) {
     const i = lane.track.spans[k];
     const process = processOf(i);
+    context.globalAlpha = 1;
     if ((end[i] - start[i]) * scale() < SMALL) continue;
     const up = process.started >= 0 ? process.started : end[i];
     const x0 = Math.max(xOf(start[i]), GUTTER - 6);
@@ -377,15 +383,6 @@ function drawPhases(context, lane, y, height) {
     if (x - x0 > 1) {
       context.fillStyle = hatches.starting;
       context.fillRect(x0, y, x - x0, height);
-      const label = x1OfLabel(i) - x; // its name has been covered
-      if (label > 26) {
-        context.fillStyle = colorOf(i);
-        context.fillRect(x, y, Math.max(1, label - 1), height);
-        context.fillStyle = inkOn(status[i]);
-        const glyph = GLYPHS[status[i]];
-        const text = cut(labelOf(i), label - 10 - (glyph ? 14 : 0));
-        context.fillText(glyph ? `${glyph} ${text}` : text, x + 5, y + height / 2 + 0.5);
-      }
     }
     if (process.ready >= 0 && process.ready > up) { // it has said that it is ready
       const ready = xOf(process.ready);
@@ -394,8 +391,17 @@ function drawPhases(context, lane, y, height) {
       context.fillRect(ready - 1, y, 2, height);
       context.globalAlpha = 1;
     }
+    const left = Math.max(xOf(Math.max(up, process.ready)), GUTTER), right = xEnd(i);
+    if (right - left > 26) {
+      context.globalAlpha = !view.found || view.found[i] ? 1 : 0.3;
+      context.fillStyle = view.found && !view.found[i] ? colors.text : inkOn(status[i]);
+      const glyph = GLYPHS[status[i]];
+      const text = cut(labelOf(i), right - left - 10 - (glyph ? 14 : 0));
+      context.fillText(glyph ? `${glyph} ${text}` : text, left + 5, y + height / 2 + 0.5);
+      context.globalAlpha = 1;
+    }
     if (process.stop >= 0) {
-      const from = Math.max(xOf(process.stop), GUTTER - 6), to = Math.min(x1OfLabel(i), view.width + 6);
+      const from = Math.max(xOf(process.stop), GUTTER - 6), to = xEnd(i);
       if (to - from > 1) {
         context.fillStyle = hatches.stopping;
         context.globalAlpha = 0.7;
@@ -406,7 +412,7 @@ function drawPhases(context, lane, y, height) {
   }
 }
 
-const x1OfLabel = (i) => Math.min(xOf(end[i]), view.width + 4);
+const xEnd = (i) => Math.min(xOf(end[i]), view.width + 4);
 
 function drawQueue(context, lane, y) {
   const { times, lengths, peak } = lane.queue;
@@ -541,7 +547,7 @@ function pictureOverview() {
   context.textBaseline = "middle";
   context.fillStyle = colors.muted;
   context.fillText("all", 12, 15);
-  context.fillText(`at most ${precise(most).replace(/\.0+$/, "")} at once`, 12, 31);
+  context.fillText(`busiest: ${precise(most).replace(/\.0+$/, "")} at once`, 12, 31);
   return picture;
 }
 

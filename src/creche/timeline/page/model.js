@@ -213,7 +213,7 @@ function makeLanes(pack, folded) {
 
   const own = processes.filter((process) => process.pool < 0);
   if (own.length) {
-    add("group", { key: "processes", label: "Processes", note: `${own.length}`, folded: folded.has("processes") });
+    add("group", { key: "processes", label: "Processes", note: own.length.toLocaleString("en"), folded: folded.has("processes") });
     if (!folded.has("processes")) {
       for (const row of processRows(own, pack)) {
         const track = new Track(row.map((process) => callCount + process.number));
