@@ -595,6 +595,24 @@ async def test_second_signal(backend: str, large_photo: bytes) -> None:
     assert "drained; 0 uploads were answered" in service.log[-1]
 
 
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+async def test_clients_that_take_nothing(backend: str) -> None:
+    """They cannot keep a service from ending, nor can those that never finish a request."""
+    with running_example(backend, "--goodbye", "0.5") as service:
+        address = service.host, int(service.port)
+        with (
+            socket.create_connection(address) as deaf,
+            socket.create_connection(address) as slow,
+        ):
+            slow.sendall(b"POST /healthz HTTP/1.1\r\nHost: test\r\nContent-Length: 9\r\n\r\n")
+            deaf.settimeout(0.5)
+            with pytest.raises(TimeoutError):
+                while True:
+                    deaf.sendall(b"GET /metrics HTTP/1.1\r\nHost: test\r\n\r\n" * 100)
+            service.process.send_signal(signal.SIGTERM)
+            assert service.wait_for_end() == 0, service.log
+
+
 async def test_uvicorn(photo: bytes, large_photo: bytes) -> None:
     pytest.importorskip("uvicorn")
     command = ["-m", "uvicorn", "--factory", "web_service:app", "--port", "0"]
