@@ -20,7 +20,10 @@ from __future__ import annotations
 import argparse
 import logging
 import math
+import os
 import signal
+import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, fields
@@ -279,16 +282,28 @@ async def serve(service: Service, backend: str, bind: str) -> None:
                 tasks.start_soon(give_up_at_next, signals)
                 await service.drain()
                 tasks.cancel_scope.cancel()
-        everything.deadline = anyio.current_time() + 2 * service.settings.goodbye
+        last_resort = threading.Timer(2 * service.settings.goodbye, leave)
+        last_resort.daemon = True
+        last_resort.start()
 
     async def give_up_at_next(signals: AsyncIterator[signal.Signals]) -> None:
         await anext(signals)
         service.give_up()
 
-    # A last resort: Hypercorn waits for connections, on some versions of Python without a limit.
-    with anyio.CancelScope() as everything:
-        await serve_app(service.app, config, shutdown_trigger=until_drained)
+    # On Windows Hypercorn itself waits for Ctrl-C, and does not drain.
+    trigger = None if sys.platform == "win32" else until_drained
+    await serve_app(service.app, config, shutdown_trigger=trigger)
     log.info("drained; %d uploads were answered", service.metrics.answered("/thumbnails"))
+
+
+def leave() -> None:
+    """Go, although Hypercorn still waits for clients that do not take their answers.
+
+    On Trio, and with later versions of Python, it would do so for ever. Processes of the pool that
+    are left go with this one.
+    """
+    log.warning("some clients do not take their answers")
+    os._exit(0)
 
 
 def app() -> Starlette:
