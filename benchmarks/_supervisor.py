@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import statistics
@@ -17,25 +18,14 @@ import psutil
 import creche
 
 from ._measuring import Row, Table, in_fresh_process
+from ._work import READY, serve, serve_and_tell
 
 LIMIT_MS = 20.0
 COUNT = 500
 KILLS = 15
 
-# Said by the peers' children when they are ready.
-READY = b"ready\n"
-
-
-def serve() -> None:
-    creche.from_process.started()
-    while True:
-        signal.pause()
-
-
-def serve_and_tell(ready: Any) -> None:
-    ready.send_bytes(READY)
-    while True:
-        signal.pause()
+# A record for each process that is killed is not what is measured.
+logging.getLogger("creche.supervisor").setLevel(logging.CRITICAL)
 
 
 async def kill_under_supervisor(start_method: str) -> dict[str, float]:
@@ -192,8 +182,8 @@ def measure(rounds: int) -> list[Table]:
                 cost["threads"],
                 "",
                 None,
-                "none",
-                cost["threads"] <= 0,
+                "at most 2",  # picklers come when there is something for them
+                cost["threads"] <= 2,
             ),
             Row(f"{backend}: parent memory each", cost["memory"], "KiB"),
             Row(f"{backend}: descriptors each", cost["descriptors"], ""),

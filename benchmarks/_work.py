@@ -23,6 +23,24 @@ def sleep_for_ever() -> None:
     time.sleep(3600)
 
 
+def serve() -> None:
+    from creche import from_process  # which is there already where creche has started this
+
+    from_process.started()
+    while True:
+        signal.pause()
+
+
+# What a server of the peers says that is ready.
+READY = b"ready\n"
+
+
+def serve_and_tell(ready: Any) -> None:
+    ready.send_bytes(READY)
+    while True:
+        signal.pause()
+
+
 def busy() -> None:
     while True:
         pass
