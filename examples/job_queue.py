@@ -34,6 +34,7 @@ import anyio
 import anyio.to_thread
 
 from creche import (
+    Backoff,
     ChildExited,
     StopPolicy,
     Supervisor,
@@ -295,7 +296,11 @@ class Work:
             print(f"all workers died; released: {numbers(jobs)}", flush=True)
         # A job that kills its worker is no reason to give up: it gets ATTEMPTS workers, not more.
         async with open_supervisor(
-            name="jobs", stop=StopPolicy(grace=GRACE), intensity=1000, period=1.0
+            name="jobs",
+            stop=StopPolicy(grace=GRACE),
+            intensity=1000,
+            period=1.0,
+            backoff=Backoff(maximum=1.0),
         ) as supervisor:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(cancel_on_signal, tasks.cancel_scope)

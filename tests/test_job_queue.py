@@ -191,14 +191,11 @@ def test_demonstration(program: Program) -> None:
 
 
 def test_commands(program: Program) -> None:
-    assert "done: 0" in run(program, "status")
     run(program, "enqueue", "primes", "100", "--count", "3")
     run(program, "enqueue", "flaky", "1")
     assert "queued: 4  running: 0  done: 0  dead: 0" in run(program, "status")
     run(program, "work", "--until-empty", "--workers", "2")
     assert "queued: 0  running: 0  done: 4  dead: 0" in run(program, "status")
-    refused = program.run(EXAMPLES / "job_queue.py", "enqueue", "nonsense", "1")
-    assert refused.returncode == 2
 
 
 @linux_only
@@ -280,25 +277,23 @@ def test_next_run_takes_over_what_died_with_the_last(program: Program, jobs: Any
 
 @linux_only
 @pytest.mark.parametrize(
-    "seconds",
+    "lives",
     [
-        pytest.param(3, id="seconds"),
-        pytest.param(60, id="minute", marks=[pytest.mark.slow, pytest.mark.timeout(300)]),
+        pytest.param(2, id="seconds"),
+        pytest.param(20, id="minute", marks=[pytest.mark.slow, pytest.mark.timeout(400)]),
     ],
 )
-def test_chaos(program: Program, jobs: Any, backend: str, seconds: float) -> None:
+def test_chaos(program: Program, jobs: Any, backend: str, lives: int) -> None:
     """Workers, and now and then all of them with their parent, are killed at random."""
-    dice = random.Random(seconds)
+    dice = random.Random(lives)
     arguments = ("--backend", backend, "work", "--workers", 3)
-    queued = kills = 0
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
+    queued = 0
+    for _ in range(lives):
         with working(program, *arguments):
-            queued += keep_busy(jobs, 30, dice)
-            until = min(end, time.monotonic() + dice.uniform(1, 6))
-            while time.monotonic() < until:
+            kills = dice.randrange(1, 10)
+            while kills > 0:
                 queued += keep_busy(jobs, 30, dice)
-                kills += kill(dice.choice(wait_until_running(jobs))) is not None
+                kills -= kill(dice.choice(wait_until_running(jobs))) is not None
                 time.sleep(dice.uniform(0, 0.1))
             # Left by killing the parent.
     run(program, "--backend", backend, *arguments[2:], "--until-empty")
@@ -312,7 +307,6 @@ def test_chaos(program: Program, jobs: Any, backend: str, seconds: float) -> Non
         "dead": len(unlucky),
     }
     assert jobs.ledger() == (queued - len(unlucky), queued - len(unlucky))
-    assert kills >= seconds
 
 
 def keep_busy(jobs: Any, count: int, dice: random.Random) -> int:

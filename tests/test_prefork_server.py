@@ -181,19 +181,18 @@ def test_nothing_is_left_of_a_killed_server(program: Program) -> None:
 
 
 @pytest.mark.parametrize(
-    "seconds",
+    "count",
     [
-        pytest.param(3, id="seconds"),
-        pytest.param(60, id="minute", marks=[pytest.mark.slow, pytest.mark.timeout(200)]),
+        pytest.param(15, id="seconds"),
+        pytest.param(200, id="minute", marks=[pytest.mark.slow, pytest.mark.timeout(400)]),
     ],
 )
-def test_chaos(program: Program, backend: str, seconds: float) -> None:
+def test_chaos(program: Program, backend: str, count: int) -> None:
     """Workers are killed at random, and rolled: only requests of killed ones fail."""
-    dice = random.Random(seconds)
+    dice = random.Random(count)
     with serving(program, backend, workers=4) as (server, port), Clients(port, 8) as clients:
         kills: list[Kill] = []
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
+        while len(kills) < count:
             clients.wait_for_answers(dice.randrange(10, 200))
             if dice.random() < 0.2:
                 server.kill(signal.SIGHUP)
@@ -207,5 +206,3 @@ def test_chaos(program: Program, backend: str, seconds: float) -> None:
         failures = clients.failures_apart_from(kills)
         assert [failure for failure in failures if failure.ended < ended] == []
         assert clients.turned_away(ended), clients.failures
-        assert len(kills) >= seconds / 2
-        assert clients.answers.total() > 50 * seconds
