@@ -52,7 +52,9 @@ async def connect(
     if scheduler_file is not None:
         found = [{"scheduler_file": os.fspath(scheduler_file), "security": security}]
     elif address is None:
-        cluster = await stack.enter_async_context(_own_cluster(workers, security))
+        cluster = _own_cluster(workers, security)
+        stack.push_async_callback(cluster.close)  # first: it may be cancelled while it starts
+        await cluster
         found = [{"address": cluster.scheduler_address, "security": cluster.security}]
     elif isinstance(address, str):
         found = [{"address": address, "security": security}]
@@ -70,7 +72,8 @@ async def connect(
     for one in found:
         try:
             client: Any = distributed.Client(**one, **arguments)
-            return await stack.enter_async_context(client)
+            stack.push_async_callback(client.close)
+            return await client
         except OSError as error:
             errors.append(error)
     raise errors[-1]
