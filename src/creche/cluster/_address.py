@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -53,8 +54,8 @@ async def connect(
         found = [{"scheduler_file": os.fspath(scheduler_file), "security": security}]
     elif address is None:
         cluster = _own_cluster(workers, security)
-        stack.push_async_callback(cluster.close)  # first: it may be cancelled while it starts
-        await cluster
+        stack.push_async_callback(cluster.close)
+        await _start(cluster)
         found = [{"address": cluster.scheduler_address, "security": cluster.security}]
     elif isinstance(address, str):
         found = [{"address": address, "security": security}]
@@ -77,6 +78,21 @@ async def connect(
         except OSError as error:
             errors.append(error)
     raise errors[-1]
+
+
+async def _start(cluster: Any) -> None:
+    """Start a cluster; wait for that where it is cancelled: Dask closes none that is half started,
+    and would leave its workers behind."""
+
+    async def start() -> None:
+        await cluster.__aenter__()
+
+    starting = asyncio.ensure_future(start())
+    try:
+        await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        await asyncio.wait([starting])
+        raise
 
 
 def _own_cluster(workers: int | None, security: Any) -> Any:
