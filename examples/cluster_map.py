@@ -1,7 +1,7 @@
 """Work that is larger than one machine: the same pool, on a Dask cluster.
 
-How many primes there are below ten million, counted in pieces. Without an address the cluster is one of
-the program's own, on this machine::
+How many primes there are below ten million, counted in pieces. Without an address the cluster is
+one of the program's own, on this machine::
 
     python examples/cluster_map.py
     python examples/cluster_map.py tcp://scheduler:8786 --backend trio

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import psutil
 import pytest
 
 import creche
@@ -281,6 +282,20 @@ async def test_cluster_of_its_own() -> None:
     async with open_pool(workers=2) as pool:  # under a nanny, of which the worker is daemonic
         assert await pool.map(double, range(10)) == [2 * n for n in range(10)]
         assert pool.statistics().workers_alive == 2
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.1, 0.4])
+async def test_cancelled_while_its_own_cluster_starts(seconds: float) -> None:
+    def workers() -> set[int]:
+        children = psutil.Process().children()
+        return {child.pid for child in children if "spawn_main" in " ".join(child.cmdline())}
+
+    before = workers()
+    with anyio.move_on_after(seconds) as scope:
+        async with open_pool(workers=1):
+            await anyio.sleep_forever()
+    assert scope.cancelled_caught
+    assert workers() <= before
 
 
 async def test_tls(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -52,7 +53,9 @@ async def connect(
     if scheduler_file is not None:
         found = [{"scheduler_file": os.fspath(scheduler_file), "security": security}]
     elif address is None:
-        cluster = await stack.enter_async_context(_own_cluster(workers, security))
+        cluster = _own_cluster(workers, security)
+        stack.push_async_callback(cluster.close)
+        await _start(cluster)
         found = [{"address": cluster.scheduler_address, "security": cluster.security}]
     elif isinstance(address, str):
         found = [{"address": address, "security": security}]
@@ -70,10 +73,26 @@ async def connect(
     for one in found:
         try:
             client: Any = distributed.Client(**one, **arguments)
-            return await stack.enter_async_context(client)
+            stack.push_async_callback(client.close)
+            return await client
         except OSError as error:
             errors.append(error)
     raise errors[-1]
+
+
+async def _start(cluster: Any) -> None:
+    """Start a cluster; wait for that where it is cancelled: Dask closes none that is half started,
+    and would leave its workers behind."""
+
+    async def start() -> None:
+        await cluster.__aenter__()
+
+    starting = asyncio.ensure_future(start())
+    try:
+        await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        await asyncio.wait([starting])
+        raise
 
 
 def _own_cluster(workers: int | None, security: Any) -> Any:

@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import os
+import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Any
@@ -23,6 +24,9 @@ from ._versions import check_versions
 
 # What a Dask worker may take longer to stop a call than the stop policy says: it has to hear of it.
 _STOP_SECONDS = 10.0
+
+# How often it is looked how many workers there are.
+_COUNT_SECONDS = 1.0
 
 Receive = Callable[[Answers | BaseException], object]
 
@@ -55,6 +59,7 @@ class Connection:
         self._to_stop: dict[int, Latch] = {}
         self._lost: ClusterError | None = None
         self._opened = False
+        self._counted = 0.0
 
     async def open(
         self,
@@ -112,6 +117,10 @@ class Connection:
     # --- calls ----------------------------------------------------------------------------------
 
     def begin(self, request: CallRequest, receive: Receive) -> None:
+        now = time.monotonic()
+        if now > self._counted + _COUNT_SECONDS:
+            self._counted = now
+            self.count_workers()
         task = asyncio.ensure_future(self._run(request, receive))
         self._tasks[request.number] = task
         task.add_done_callback(lambda _: self._tasks.pop(request.number, None))

@@ -118,6 +118,8 @@ class ClusterEngine(CallEngine):
         if self._lost is not None:
             call.fail(self._lost)
             return
+        if self._connection.workers not in (0, self.options.workers):
+            self.options = dataclasses.replace(self.options, workers=self._connection.workers)
         number = next(self._numbers)
         self.running[number] = call
         self._number_of[call] = number
