@@ -17,8 +17,8 @@ import anyio
 from .._errors import ProcessClosedError, SerializationError
 from .._log_forwarding import LogTarget
 from .._loops import EventLoop, Latch, backend_of, post
-from .._pool._call_engine import CallEngine
 from .._pool._answers import Undecodable
+from .._pool._call_engine import CallEngine
 from .._pool._calls import CallState, PoolCall
 from .._pool._chunks import Chunk
 from .._pool._options import PoolOptions
