@@ -44,6 +44,10 @@ test: $(call STAMP,test)  ## run the tests
 test-all:  ## run the tests on every CPython >= 3.11 of this machine
 	@PYTEST_ARGS="$(PYTEST_ARGS)" ./.ci/test-all
 
+.PHONY: test-chaos
+test-chaos: $(call STAMP,test)  ## kill at random, for minutes
+	$(BIN)/python -m pytest -n $(JOBS) -m chaos $(PYTEST_ARGS)
+
 .PHONY: test-lowest
 test-lowest:  ## run the tests with the lowest versions that are supported
 	@$(MAKE) VENV=.venvs/lowest .venvs/lowest/.installed-test

@@ -22,6 +22,7 @@ from scripts import Program
 from support import NOT_OURS, START_METHODS, Announcements, double, is_server, sockets_and_pipes
 
 import creche
+from creche._leftovers import is_used_elsewhere
 
 # Whoever inherits this from the tests is theirs, whatever became of its parent.
 MARKER = "CRECHE_TESTS"
@@ -110,7 +111,11 @@ class Inventory:
             )
         if len(self.creche_threads) > CRECHE_THREADS:
             found.append(f"threads, now running: {self.creche_threads}")
-        found += [f"/dev/shm/{name}" for name in self.shared_memory - before.shared_memory]
+        found += [
+            f"/dev/shm/{name}"
+            for name in self.shared_memory - before.shared_memory
+            if not is_used_elsewhere(name)
+        ]
         return found
 
 

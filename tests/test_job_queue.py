@@ -280,7 +280,7 @@ def test_next_run_takes_over_what_died_with_the_last(program: Program, jobs: Any
     "lives",
     [
         pytest.param(2, id="seconds"),
-        pytest.param(20, id="minute", marks=[pytest.mark.slow, pytest.mark.timeout(400)]),
+        pytest.param(20, id="minute", marks=[pytest.mark.chaos, pytest.mark.timeout(400)]),
     ],
 )
 def test_chaos(program: Program, jobs: Any, backend: str, lives: int) -> None:

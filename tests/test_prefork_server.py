@@ -184,7 +184,7 @@ def test_nothing_is_left_of_a_killed_server(program: Program) -> None:
     "count",
     [
         pytest.param(15, id="seconds"),
-        pytest.param(200, id="minute", marks=[pytest.mark.slow, pytest.mark.timeout(400)]),
+        pytest.param(200, id="minute", marks=[pytest.mark.chaos, pytest.mark.timeout(400)]),
     ],
 )
 def test_chaos(program: Program, backend: str, count: int) -> None:

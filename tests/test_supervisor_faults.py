@@ -497,7 +497,7 @@ async def test_chaos(strategy: Any) -> None:
     await cause_chaos(strategy, 1.0)
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 async def test_long_chaos(strategy: Any) -> None:

@@ -607,7 +607,7 @@ async def test_clients_that_take_nothing(backend: str) -> None:
         ):
             slow.sendall(b"POST /healthz HTTP/1.1\r\nHost: test\r\nContent-Length: 9\r\n\r\n")
             deaf.settimeout(0.5)
-            with pytest.raises(TimeoutError):
+            with pytest.raises(OSError):  # a timeout; or the server has had enough of it
                 while True:
                     deaf.sendall(b"GET /metrics HTTP/1.1\r\nHost: test\r\n\r\n" * 100)
             service.process.send_signal(signal.SIGTERM)

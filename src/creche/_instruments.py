@@ -293,7 +293,7 @@ class ObservedProcess:
                 instruments.tell(hook, self)
 
 
-_GRAVITY: tuple[CallStatus, ...] = ("ok", "error", "cancelled", "killed")
+_GRAVITY: tuple[CallStatus, ...] = ("ok", "cancelled", "error", "killed")
 
 
 def _graver(one: CallStatus | None, other: CallStatus) -> CallStatus:

@@ -57,7 +57,7 @@ class Inventory:
 
     def later(self) -> Inventory:
         """Take another. A segment that was made meanwhile, or is used by others, is not ours."""
-        used = {name for name in self.segments if _is_used_elsewhere(name)}
+        used = {name for name in self.segments if is_used_elsewhere(name)}
         now = Inventory.take()
         return dataclasses.replace(now, segments=(now.segments & self.segments) - used)
 
@@ -217,7 +217,7 @@ def _segments() -> Iterable[str]:
             continue
 
 
-def _is_used_elsewhere(name: str) -> bool:
+def is_used_elsewhere(name: str) -> bool:
     """Whether a process uses a segment that was not started from here: another run of tests."""
     ours = {pid for pid, _ in _processes()} | {os.getpid()}
     path = f"{_SEGMENTS / name}"

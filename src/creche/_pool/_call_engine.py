@@ -175,6 +175,7 @@ class CallEngine(ABC):
             self.jobs.abandon(call)
             if call.observed is not None:
                 call.observed._fails("cancelled", error)
+                call.observed._finished("cancelled")
             call.fail(error)
         self._calls.clear()
         self.jobs.abandon_all()
