@@ -30,10 +30,10 @@ source_suffix = [".md", ".rst"]
 exclude_patterns = ["_build"]
 nitpicky = True
 nitpick_ignore_regex = [
-    ("py:class", r"creche\.(sync\.)?_.*"),
+    ("py:class", r"creche\.(sync\.|cluster\.)?_.*"),
     ("py:class", r"creche\.[\w.]+\.(T|T_co)"),
     ("py:obj", r"creche\.[\w.]+\.(T|T_co)"),
-    ("py:class", r"(T|P|T_co|PosArgsT|SelfT|EventLoop)"),
+    ("py:class", r"(T|P|T_co|PosArgsT|SelfT|EventLoop|CallStatus)"),
     ("py:class", r"\*?PosArgsT.*"),
     ("py:obj", r"creche\._.*"),
     ("py:class", r".*Unpack.*"),

@@ -8,6 +8,9 @@ from pathlib import Path
 PYTHON = "https://docs.python.org/3"
 ANYIO = "https://anyio.readthedocs.io/en/stable"
 TRIO = "https://trio.readthedocs.io/en/stable"
+DASK = "https://distributed.dask.org/en/stable"
+OPENTELEMETRY = "https://opentelemetry-python.readthedocs.io/en/stable"
+CLOUDPICKLE = "https://github.com/cloudpipe/cloudpickle/blob/master"
 RICH = "https://rich.readthedocs.io/en/stable"
 
 OBJECTS: dict[str, dict[str, dict[str, str]]] = {
@@ -121,6 +124,18 @@ OBJECTS: dict[str, dict[str, dict[str, str]]] = {
             "trio.run": "reference-core.html#$",
             "trio.open_nursery": "reference-core.html#$",
         },
+    },
+    DASK: {
+        "py:class": {
+            "distributed.Client": "api.html#$",
+            "distributed.LocalCluster": "api.html#$",
+            "distributed.Security": "tls.html#$",
+            "distributed.security.Security": "tls.html#distributed.security.Security",
+        },
+    },
+    CLOUDPICKLE: {"py:module": {"cloudpickle": "README.md#$"}},
+    OPENTELEMETRY: {
+        "py:class": {"opentelemetry.trace.TracerProvider": "api/trace.html#$"},
     },
     RICH: {
         "py:class": {
