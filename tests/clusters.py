@@ -14,6 +14,7 @@ from typing import Any
 
 import anyio
 import psutil
+from dask_apart import distributed as distributed
 from support import TIMEOUT
 
 import creche.cluster

@@ -14,12 +14,6 @@ from typing import Any
 import anyio
 import psutil
 import pytest
-
-import creche
-
-pytest.importorskip("distributed")
-
-import distributed
 from cluster_targets import (
     ask_caller,
     ask_caller_to_fail,
@@ -37,8 +31,9 @@ from cluster_targets import (
     sleep_and_clean_up,
     summed,
 )
-from clusters import TestCluster, pids_in, runs, threads_left
+from clusters import TestCluster, distributed, pids_in, runs, threads_left
 
+import creche
 from creche.cluster import ClusterError, ClusterPool, open_pool
 from creche.cluster._versions import check_found
 
@@ -299,7 +294,8 @@ async def test_cancelled_while_its_own_cluster_starts(seconds: float) -> None:
 
 
 async def test_tls(tmp_path: Path) -> None:
-    trustme = pytest.importorskip("trustme")
+    import trustme
+
     authority = trustme.CA()
     certificate = authority.issue_cert("127.0.0.1", "localhost")
     ca, pem = tmp_path / "ca.pem", tmp_path / "cert.pem"

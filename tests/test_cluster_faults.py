@@ -12,14 +12,10 @@ from typing import Any
 
 import anyio
 import pytest
-
-import creche
-
-pytest.importorskip("distributed")
-
 from cluster_targets import double, sleep, sleep_in_first_run
 from clusters import TestCluster, pids_in, runs, threads_left, until_gone
 
+import creche
 from creche.cluster import ClusterError, ClusterPool, WorkerLostError, open_pool
 
 pytestmark = [

@@ -144,7 +144,6 @@ def test_pipeline(backend: str) -> None:
 
 
 def test_cluster_map() -> None:
-    pytest.importorskip("distributed")
     output = run_example("cluster_map.py", "--backend", "trio")
     assert "664579 primes below 10000000" in output
     assert "given up after a second; 9592 primes" in output
