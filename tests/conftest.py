@@ -28,6 +28,11 @@ from creche._leftovers import is_used_elsewhere
 MARKER = "CRECHE_TESTS"
 os.environ[MARKER] = _marker = uuid.uuid4().hex
 
+# What multiprocessing calls the semaphores that it makes from here on, here and in children.
+_SEMAPHORES = f"mp-{os.getpid()}"
+_config: dict[str, object] = vars(multiprocessing.current_process())["_config"]
+_config["semprefix"] = f"/{_SEMAPHORES}"
+
 # The connections of whoever runs these tests: pytest's own and those of its workers.
 os.environ[NOT_OURS] = " ".join(sockets_and_pipes().values())
 
@@ -182,4 +187,5 @@ def _shared_memory() -> frozenset[str]:
     """What multiprocessing makes there; the machine may have other users."""
     if sys.platform != "linux":
         return frozenset()
-    return frozenset(name for name in os.listdir("/dev/shm") if name.startswith(("psm_", "sem.mp")))
+    ours = ("psm_", f"sem.{_SEMAPHORES}-")
+    return frozenset(name for name in os.listdir("/dev/shm") if name.startswith(ours))

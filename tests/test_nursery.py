@@ -292,3 +292,27 @@ async def test_bad_options() -> None:
     async with open_nursery(start_method="sporn") as nursery:
         with pytest.raises(ValueError, match="no start method 'sporn'"):
             nursery.start_soon(targets.add, 1)
+
+
+async def test_interrupted_in_a_task(
+    monkeypatch: pytest.MonkeyPatch, announcements: Announcements, anyio_backend: str
+) -> None:
+    if anyio_backend != "trio":
+        pytest.skip("asyncio raises KeyboardInterrupt in its main task alone")
+    interrupt = anyio.Event()
+
+    async def interrupted(process: creche.AsyncProcess[Any]) -> None:
+        await interrupt.wait()
+        raise KeyboardInterrupt
+
+    with pytest.raises(BaseExceptionGroup) as caught:
+        async with open_nursery() as nursery, anyio.create_task_group() as tasks:
+            monkeypatch.setattr(nursery, "_result", interrupted)
+            process = nursery.start_soon(targets.wait_for_ever, announcements.path)
+            tasks.start_soon(process.result)
+            await announcements.get()
+            interrupt.set()
+    # And not that the process was killed, which whoever waits for it would hear else.
+    others = caught.value.split(KeyboardInterrupt)[1]
+    assert others is None
+    assert not process.is_alive()

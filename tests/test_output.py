@@ -480,8 +480,8 @@ async def test_stream_of_a_process_that_never_runs() -> None:
     assert await read_all(process.stdout) == []
     async with open_nursery(limiter=anyio.CapacityLimiter(1), stdout="stream") as nursery:
         first = nursery.start_soon(targets.count_for_ever)
-        waiting = nursery.start_soon(targets.count_up, 1)
         assert await first.stdout.receive() == "0"  # type: ignore[union-attr]
+        waiting = nursery.start_soon(targets.count_up, 1)
         nursery.cancel_scope.cancel()
     assert await read_all(waiting.stdout) == []
 

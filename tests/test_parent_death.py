@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -543,6 +544,9 @@ INTERRUPTED = {
 }
 
 
+NEVER_AWAITED = r"(?<=\^C)\S+: RuntimeWarning: coroutine .* was never awaited\n(.*\n){2}"
+
+
 @pytest.mark.parametrize("stage", INTERRUPTED)
 def test_interrupted_in_a_terminal(
     program: Program,
@@ -560,7 +564,8 @@ def test_interrupted_in_a_terminal(
         assert terminal.process.wait(TIMEOUT) == 0, output
     finally:
         terminal.close()
-    assert output == "^Cinterrupted\n"  # and nothing of the children
+    # And nothing of the children. Between the making of a coroutine and its await, it is lost.
+    assert re.sub(NEVER_AWAITED, "", output) == "^Cinterrupted\n"
     left = program.wait_until_gone(SOON)
     assert not left
     assert not program.files_left()

@@ -517,7 +517,7 @@ async def test_many_restarts_leave_nothing() -> None:
         assert child.restarts == 50
 
 
-@pytest.mark.parametrize("number", [30, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [30, pytest.param(500, marks=pytest.mark.chaos)])
 async def test_many_children(number: int) -> None:
     threads = threading.active_count()
     async with open_supervisor(start_method="creche") as supervisor:

@@ -279,6 +279,11 @@ class ProcessNursery:
             async with nullcontext() if self._limiter is None else self._limiter:
                 process._begin_unless_started()
                 yield
+        except KeyboardInterrupt:
+            # Trio raises it in any task. Those in the block that await the process are cancelled
+            # with everything else, instead of being told that it has died, which it is about to.
+            self._task_group.cancel_scope.cancel()
+            raise
         finally:
             del self._processes[process]
             await process._leave_nothing()

@@ -77,8 +77,8 @@ def open_pool(
     :raises TypeError: if an argument is of a wrong type
 
     ``async with`` raises :exc:`ClusterError` if there is no scheduler or no worker at the address,
-    or if they have other versions of Python, Dask or creche; and :exc:`creche.SerializationError` if
-    ``initializer`` cannot be pickled. Cancelling it leaves nothing behind.
+    or if they have other versions of Python, Dask or creche; and :exc:`creche.SerializationError`
+    if ``initializer`` cannot be pickled. Cancelling it leaves nothing behind.
     """
     check_address(address, scheduler_file)
     if isinstance(retries, bool) or not isinstance(retries, int):
