@@ -213,6 +213,31 @@ async def test_logs(cluster: TestCluster) -> None:
     assert messages == [("far", "from afar")]
 
 
+async def test_instruments(cluster: TestCluster, tmp_path: Path) -> None:
+    class Listener(creche.Instrument):
+        def __init__(self) -> None:
+            self.ended: list[tuple[str, str | None]] = []
+
+        def call_finished(self, call: creche.ObservedCall) -> None:
+            self.ended.append((call.func, call.status))
+
+    listener = Listener()
+    creche.add_instrument(listener)
+    try:
+        async with pool_on(cluster) as pool:
+            assert await pool.run(double, 1) == 2
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(pool.run, sleep, str(tmp_path / "pids"))
+                await pids_in(tmp_path / "pids")
+                tasks.cancel_scope.cancel()
+    finally:
+        creche.remove_instrument(listener)
+    assert listener.ended == [
+        ("cluster_targets.double", "ok"),
+        ("cluster_targets.sleep", "cancelled"),
+    ]
+
+
 async def test_requests_to_the_caller(cluster: TestCluster) -> None:
     async with pool_on(cluster) as pool:
         assert await pool.run(ask_caller, 1) == (2, os.getpid())

@@ -146,6 +146,8 @@ class ClusterEngine(CallEngine):
         if call.done:
             return None
         call.state = CallState.DONE
+        if call.observed is not None:
+            call.observed._finished("cancelled")
         self.scheduler.cancelled += 1
         return None if number not in self.running else self._stop_running(number)
 
