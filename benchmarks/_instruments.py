@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-
-import anyio
+from functools import partial
 
 import creche
 
 from ._measuring import Row, Table, in_turn
-from ._pools import Call, creche_pools, measuring
+from ._pools import creche_pools, measuring
+from ._throughput import calls_per_second
 from ._warm import one_at_a_time
-from ._work import noop
 
 WORKERS = 2
 CALLERS = 8
-
-# How long a round of a contender takes, without the start of its pool.
-SECONDS = 0.3
 
 LIMIT = 10.0
 
@@ -55,31 +50,13 @@ def observed(measure: Callable[[], float]) -> Callable[[], float]:
     return run
 
 
-async def calls_per_second(call: Call) -> float:
-    """Call from a few tasks, each of which waits for its call before it makes the next."""
-    done = 0
-    began = time.perf_counter()
-    give_up = began + SECONDS
-
-    async def caller() -> None:
-        nonlocal done
-        while time.perf_counter() < give_up:
-            await call(noop)
-            done += 1
-
-    async with anyio.create_task_group() as tasks:
-        for _ in range(CALLERS):
-            tasks.start_soon(caller)
-    return done / (time.perf_counter() - began)
-
-
 def measure(rounds: int) -> Table:
     alone: dict[str, Callable[[], float]] = {}
     together: dict[str, Callable[[], float]] = {}
     for pool in creche_pools():
         for contenders, workers, way in (
             (alone, 1, one_at_a_time),
-            (together, WORKERS, calls_per_second),
+            (together, WORKERS, partial(calls_per_second, callers=CALLERS)),
         ):
             contenders[pool.name] = measuring(pool, workers, way)
             contenders[f"{pool.name}, observed"] = observed(contenders[pool.name])
