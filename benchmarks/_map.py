@@ -10,7 +10,7 @@ import multiprocessing
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 import anyio
@@ -34,28 +34,36 @@ MIB = 1024 * 1024
 FEW_ITEMS, MANY_ITEMS = 1_000_000, 10_000_000
 
 
+async def one_by_one(values: creche.ProcessMap[Any]) -> None:
+    async for _ in values:
+        pass
+
+
+async def in_batches(values: creche.ProcessMap[Any]) -> None:
+    async for batch in values.batches():
+        for _ in batch:
+            pass
+
+
+async def as_a_list(values: creche.ProcessMap[Any]) -> None:
+    for _ in await values:
+        pass
+
+
 def by_creche(
     backend: str,
     func: Callable[[Any], Any],
     items: Sequence[Any],
     ordered: bool,
-    at_once: bool = False,
+    consume: Callable[[creche.ProcessMap[Any]], Awaitable[None]] = one_by_one,
 ) -> Callable[[], float]:
-    """Return what measures how many seconds a map takes, in workers that are warm.
-
-    :param at_once: whether the values are awaited as a list, not one by one
-    """
+    """Return what measures how many seconds a map takes, in workers that are warm."""
 
     async def main() -> float:
         async with creche.open_pool(WORKERS, min_workers=WORKERS) as pool:
             await warm_up(pool.run, WORKERS)
             began = time.perf_counter()
-            values = pool.map(func, items, ordered=ordered)
-            if at_once:
-                await values
-            else:
-                async for _ in values:
-                    pass
+            await consume(pool.map(func, items, ordered=ordered))
             return time.perf_counter() - began
 
     return lambda: anyio.run(main, backend=backend)
@@ -113,7 +121,8 @@ def no_ops(rounds: int) -> Table:
         for name, backend in (("asyncio", "asyncio"), ("Trio", "trio"))
         for order, ordered in (("ordered", True), ("unordered", False))
     } | {
-        f"creche, {name}, as a list": by_creche(backend, same, items, True, at_once=True)
+        f"creche, {name}, {how}": by_creche(backend, same, items, True, consume)
+        for how, consume in (("in batches", in_batches), ("as a list", as_a_list))
         for name, backend in (("asyncio", "asyncio"), ("Trio", "trio"))
     }
     numbers = list(items)

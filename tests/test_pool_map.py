@@ -118,6 +118,63 @@ async def test_all_values_at_once() -> None:
             await pool.map(int, ["1", "two", "3"])
 
 
+async def test_batches_of_values() -> None:
+    async with open_pool(2) as pool:
+        batches = [batch async for batch in pool.map(support.double, range(1000)).batches()]
+        assert all(batches)
+        assert list(itertools.chain(*batches)) == list(range(0, 2000, 2))
+        assert [batch async for batch in pool.map(support.double, []).batches()] == []
+
+        values = pool.map(support.double, range(10), chunksize=4)
+        assert await take(values, 1) == [0]
+        batches = [batch async for batch in values.batches()]
+        assert batches == [[2, 4, 6], [8, 10, 12, 14], [16, 18]]
+        assert await values == []
+
+        outcomes = pool.map(int, ["1", "two"], chunksize=1, on_error="yield").batches()
+        assert [len(batch) for batch in [batch async for batch in outcomes]] == [1, 1]
+
+
+async def test_batches_end_with_an_error() -> None:
+    received: list[int] = []
+    async with open_pool(1) as pool:
+        with pytest.raises(ValueError, match="three"):
+            async for batch in pool.map(int, ["1", "2", "three", "4"]).batches():
+                received += batch
+        assert received == [1, 2]
+        assert await pool.run(support.double, 2) == 4
+
+
+async def test_batches_hold_up_the_input() -> None:
+    numbers = Numbers()
+    async with open_pool(2) as pool, pool.map(support.double, numbers, in_flight=8) as values:
+        batches = values.batches()
+        given = 0
+        while given < 100:
+            given += len(await anext(batches))
+            assert numbers.given <= given + 8
+    assert quiet(pool.statistics())
+
+
+async def test_batches_that_are_left_early(announcements: Announcements) -> None:
+    async with open_pool(1) as pool:
+        values = pool.map(targets.wait_for_ever, [announcements.path])
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as tasks:
+
+                async def cancel() -> None:
+                    await announcements.get_pid()
+                    with pytest.raises(anyio.BusyResourceError):
+                        await anext(values)
+                    scope.cancel()
+
+                tasks.start_soon(cancel)
+                await anext(values.batches())
+        assert scope.cancelled_caught
+        assert await values == []
+        assert await pool.run(support.double, 2) == 4
+
+
 async def test_cancelled_while_all_values_are_awaited(announcements: Announcements) -> None:
     async with open_pool(1) as pool:
         async with anyio.create_task_group() as tasks:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from .._errors import ProcessDied, ProcessTimeout, RemoteError
@@ -64,7 +64,7 @@ class Part:
     def __len__(self) -> int:
         return len(self._items)
 
-    def give_out(self, *, yields_errors: bool) -> Iterable[Any]:
+    def give_out(self, *, yields_errors: bool) -> list[Any]:
         """Return the values, or outcomes.
 
         :raises BaseException: the error, unless it is to be in an outcome

@@ -140,7 +140,7 @@ class MapRun:
         if self._waiter is not None:
             raise anyio.BusyResourceError("iterating over")
 
-    async def next_values(self) -> Iterable[Any]:
+    async def next_values(self) -> list[Any]:
         """Return the values of the next items, at least one.
 
         :raises StopAsyncIteration: if there are none left
