@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 assert sys.platform != "win32" or not TYPE_CHECKING
 
 from .._loops import Latch
-from .._multiprocessing import resource_tracker, spawn, util
+from .._multiprocessing import keeping_resource_tracker, resource_tracker, spawn, util
 from ._exit_descriptor import exit_descriptor_or, has_ended, is_readable, open_exit_descriptor
 from ._fork_server import fork_server
 from ._main_module import pickle_preparation
@@ -169,7 +169,8 @@ class ForkPopen(OwnedPopen):
             child_r, parent_w = opened.pipe()
             # Only for platforms without a descriptor for a process: ends when the child does.
             parent_r, _child_w = opened.pipe()
-            self.pid = os.fork()
+            with keeping_resource_tracker():
+                self.pid = os.fork()
             if self.pid == 0:
                 _run_forked_child(process_obj, child_r, to_close=(parent_w, parent_r))
             sentinel = exit_descriptor_or(parent_r, self.pid)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 assert sys.platform == "linux" or not TYPE_CHECKING
 
-from ..._multiprocessing import resource_tracker, util
+from ..._multiprocessing import keeping_resource_tracker, resource_tracker, util
 from ..._platform._parent_death import die_with_lifeline
 from ..._platform._posix import reset_signals
 from .._exit_descriptor import is_readable, let_kernel_reap
@@ -178,7 +178,8 @@ class _Server:
 
     def _fork_spare(self) -> None:
         """:raises OSError: if there is none"""
-        pid = os.fork()
+        with keeping_resource_tracker():
+            pid = os.fork()
         if pid == 0:
             try:
                 self._become_spare()
