@@ -165,6 +165,27 @@ def open_descriptors() -> Iterator[int]:
             yield int(name)
 
 
+@contextlib.contextmanager
+def descriptors_left(number: int) -> Iterator[None]:
+    """Nothing can open more descriptors than that."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken: list[int] = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(open_descriptors()) + number + 2, hard))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+        for _ in range(number):
+            os.close(taken.pop())
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for descriptor in taken:
+            os.close(descriptor)
+
+
 # --- plain work ----------------------------------------------------------------------------------
 
 
