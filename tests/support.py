@@ -460,13 +460,14 @@ def fill_memory() -> NoReturn:
     limit = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     limit += 64 * 1024**2
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    hoard: list[Any] = []
+    # It grows piece by piece, and is taken apart without recursion, for which there is no stack.
+    hoard: deque[Any] = deque()
     for size in (1 << 20, 1 << 16, 1 << 12, 1 << 8):
         with contextlib.suppress(MemoryError):
             while True:
                 hoard.append(bytearray(size))
     while True:
-        hoard = [hoard, bytearray(64)]
+        hoard.append(bytearray(64))
 
 
 # --- values and arguments -------------------------------------------------------------------------

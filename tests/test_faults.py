@@ -265,8 +265,11 @@ FAULTS: dict[str, Fault] = {
     "unprintable-exception": raised(
         support.raise_type, support.Unprintable, error=support.Unprintable, message=""
     ),
+    # Without memory for an exception, CPython has a SystemError at times.
     "no-memory-for-the-report": Fault(
-        func=support.fill_memory, error=(MemoryError, RemoteError, ProcessDied), exitcode=1
+        func=support.fill_memory,
+        error=(MemoryError, SystemError, RemoteError, ProcessDied),
+        exitcode=1,
     ),
     # Exceptions that cannot be raised here.
     "two-argument-exception": replaced(
