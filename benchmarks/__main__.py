@@ -1,6 +1,6 @@
 """Measure, print, and renew ``docs/benchmarks.md`` and its plots.
 
-python -m benchmarks [cold warm ...] [--quick] [--no-docs]
+python -m benchmarks [cold warm ...] [--quick] [--docs | --no-docs]
 python -m benchmarks soak [CALLS]
 """
 
@@ -42,6 +42,7 @@ from benchmarks import (
 from benchmarks._measuring import Table
 
 ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results.json"
 SUITES: dict[str, Callable[[int], Iterable[Table]]] = {
     "cold": _cold.measure,
     "starts": lambda rounds: _starts.measure(min(5.0, rounds / 5)),
@@ -79,19 +80,23 @@ def main() -> None:
         "suites", nargs="*", metavar="SUITE", help=f"of {', '.join(SUITES)}; by default all"
     )
     parser.add_argument("--quick", action="store_true", help="fewer rounds")
-    parser.add_argument("--no-docs", action="store_true", help="print only")
+    parser.add_argument(
+        "--docs",
+        action=argparse.BooleanOptionalAction,
+        help="renew the page and its plots; the default where all suites run",
+    )
     options = parser.parse_args()
     if unknown := set(options.suites) - set(SUITES):
         parser.error(f"no such suite: {', '.join(sorted(unknown))}")
 
     rounds = 5 if options.quick else 25
-    tables: list[Table] = []
     for suite in options.suites or SUITES:
+        tables = []
         for table in SUITES[suite](rounds):
             tables.append(table)
             show(table)
-    if not options.no_docs and not options.suites:
-        write(tables)
+        if options.docs or (options.docs is None and not options.suites):
+            write(suite, tables)
 
 
 def show(table: Table) -> None:
@@ -103,13 +108,18 @@ def show(table: Table) -> None:
     sys.stdout.flush()
 
 
-def write(tables: list[Table]) -> None:
-    results: dict[str, Any] = {
-        "machine": f"{os.cpu_count()} cores, {platform.system()},"
-        f" {platform.python_implementation()} {platform.python_version()}",
-        "tables": [table.as_dict() for table in tables],
-    }
-    (ROOT / "benchmarks" / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+def write(suite: str, tables: list[Table]) -> None:
+    """Renew what the page says of one suite; of the others, if it was this machine."""
+    machine = (
+        f"{os.cpu_count()} cores, {platform.system()},"
+        f" {platform.python_implementation()} {platform.python_version()}"
+    )
+    results: dict[str, Any] = json.loads(RESULTS.read_text())
+    suites = results["suites"] if results["machine"] == machine else {}
+    suites[suite] = [table.as_dict() for table in tables]
+    ordered = {name: suites[name] for name in SUITES if name in suites}
+    results = {"machine": machine, "suites": ordered}
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     (ROOT / "docs" / "benchmarks.md").write_text(_report.page(results))
     for table in tables:
         if table.plot:

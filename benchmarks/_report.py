@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from html import escape
 from typing import Any
@@ -21,7 +22,7 @@ def page(results: dict[str, Any]) -> str:
         " on yours.",
         "",
     ]
-    for table in results["tables"]:
+    for table in itertools.chain(*results["suites"].values()):
         lines += [f"## {table['title']}", "", table["about"], ""]
         if table["plot"]:
             lines += [
