@@ -94,6 +94,7 @@ def machinery() -> None:
 class Inventory:
     """What a test could leave behind."""
 
+    # All of the machine: looking for ours among them takes long, and is left to those that are new.
     processes: frozenset[int]
     descriptors: int
     creche_threads: tuple[str, ...]
@@ -101,14 +102,16 @@ class Inventory:
 
     @classmethod
     def take(cls) -> Inventory:
-        return cls(_our_processes(), _count_descriptors(), _creche_threads(), _shared_memory())
+        return cls(
+            frozenset(psutil.pids()), _count_descriptors(), _creche_threads(), _shared_memory()
+        )
 
     def beyond(self, before: Inventory) -> list[str]:
         """Describe what is here and was not there before."""
         found = [
             f"process {_describe(pid)}"
             for pid in self.processes - before.processes
-            if not is_server(pid) and _describe(pid)
+            if _is_ours(pid) and not is_server(pid) and _describe(pid)
         ]
         if self.descriptors > before.descriptors:
             found.append(
@@ -140,12 +143,14 @@ def nothing_left_over(machinery: None) -> Iterator[None]:
     assert threading.active_count() <= threads + OTHER_THREADS, threading.enumerate()
 
 
-def _our_processes() -> frozenset[int]:
-    """Descendants, zombies included, and orphans that were descendants once."""
-    found = {child.pid for child in psutil.Process().children(recursive=True)}
-    if sys.platform == "linux":
-        found |= {pid for pid in psutil.pids() if pid != os.getpid() and _is_marked(pid)}
-    return frozenset(found)
+def _is_ours(pid: int) -> bool:
+    """Whether it is a descendant, be it a zombie, or an orphan that was a descendant once."""
+    if sys.platform == "linux" and _is_marked(pid):
+        return True
+    try:
+        return os.getpid() in [parent.pid for parent in psutil.Process(pid).parents()]
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _is_marked(pid: int) -> bool:
