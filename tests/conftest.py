@@ -165,6 +165,8 @@ def _describe(pid: int) -> str:
     try:
         process = psutil.Process(pid)
         return f"{pid} ({process.status()}): {' '.join(process.cmdline())}"
+    except psutil.ZombieProcess:  # which counts as one that is gone, elsewhere
+        return f"{pid} (zombie)"
     except psutil.NoSuchProcess:
         return ""
 
