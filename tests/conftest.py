@@ -11,6 +11,8 @@ import tempfile
 import threading
 import time
 import uuid
+import zlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,13 +38,42 @@ _config["semprefix"] = f"/{_SEMAPHORES}"
 # The connections of whoever runs these tests: pytest's own and those of its workers.
 os.environ[NOT_OURS] = " ".join(sockets_and_pipes().values())
 
+BACKENDS = ("asyncio", "trio")
+
 # The watcher, the starter, two picklers and the logs, however many processes there are.
 CRECHE_THREADS = 5
 # Threads that anyio, asyncio and Trio keep for a while.
 OTHER_THREADS = 8
 
 
-@pytest.fixture(params=["asyncio", "trio"])
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="run every case on both backends")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is marked as ``either_backend`` and is the other one's turn.
+
+    Backends take turns like the colors of a chessboard, whose rows are the start methods and whose
+    columns the cases of a test: each of them has both. The test's name decides who begins.
+    """
+    if config.getoption("--full"):
+        return
+    cases: Counter[tuple[object, ...]] = Counter()
+    left_out = set()
+    for item in items:
+        if isinstance(item, pytest.Function) and item.get_closest_marker("either_backend"):
+            backend, method = map(item.callspec.params.get, ("anyio_backend", "start_method"))
+            column = cases[item.function, method, backend]
+            cases[item.function, method, backend] += 1
+            row = START_METHODS.index(method)
+            first = zlib.crc32(item.originalname.encode())
+            if (first + row + column + BACKENDS.index(backend)) % 2:
+                left_out.add(item)
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=list(left_out))
+
+
+@pytest.fixture(params=BACKENDS)
 def anyio_backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

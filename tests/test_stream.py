@@ -53,6 +53,7 @@ async def until_waiting_for_room(items: ProcessStream[Any]) -> None:
 # --- items ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.either_backend
 @pytest.mark.parametrize("func", [targets.count, targets.count_async])
 @pytest.mark.parametrize("number", [0, 1, 1000, 5000])
 async def test_items(func: Callable[[int], Any], number: int, start_method: str) -> None:
