@@ -9,7 +9,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # The tests wait more than they compute.
 JOBS ?= 4
+IN_PARALLEL = -n $(JOBS) --dist worksteal
 PYTEST_ARGS ?=
+
+# Containers like to set it; then all of the thousands of processes that tests start would compile
+# whatever they import.
+unexport PYTHONDONTWRITEBYTECODE
 
 # One stamp per dependency group, renewed when pyproject.toml changes.
 STAMP = $(VENV)/.installed-$(1)
@@ -38,7 +43,7 @@ demo: $(VENV)/.installed  ## survey the standard library in processes
 
 .PHONY: test
 test: $(call STAMP,test)  ## run the tests
-	$(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(IN_PARALLEL) $(PYTEST_ARGS)
 
 .PHONY: test-all
 test-all:  ## run the tests on every CPython >= 3.11 of this machine
@@ -46,13 +51,13 @@ test-all:  ## run the tests on every CPython >= 3.11 of this machine
 
 .PHONY: test-chaos
 test-chaos: $(call STAMP,test)  ## kill at random, for minutes
-	$(BIN)/python -m pytest -n $(JOBS) -m chaos $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(IN_PARALLEL) -m chaos $(PYTEST_ARGS)
 
 .PHONY: test-lowest
 test-lowest:  ## run the tests with the lowest versions that are supported
 	@$(MAKE) VENV=.venvs/lowest .venvs/lowest/.installed-test
 	@.venvs/lowest/bin/python .ci/lowest.py | xargs .venvs/lowest/bin/python -m pip install --quiet
-	.venvs/lowest/bin/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
+	.venvs/lowest/bin/python -m pytest $(IN_PARALLEL) $(PYTEST_ARGS)
 
 .PHONY: lint
 lint: $(call STAMP,lint)  ## check style and formatting

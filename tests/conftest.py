@@ -11,6 +11,8 @@ import tempfile
 import threading
 import time
 import uuid
+import zlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,13 +38,42 @@ _config["semprefix"] = f"/{_SEMAPHORES}"
 # The connections of whoever runs these tests: pytest's own and those of its workers.
 os.environ[NOT_OURS] = " ".join(sockets_and_pipes().values())
 
+BACKENDS = ("asyncio", "trio")
+
 # The watcher, the starter, two picklers and the logs, however many processes there are.
 CRECHE_THREADS = 5
 # Threads that anyio, asyncio and Trio keep for a while.
 OTHER_THREADS = 8
 
 
-@pytest.fixture(params=["asyncio", "trio"])
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="run every case on both backends")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is marked as ``either_backend`` and is the other one's turn.
+
+    Backends take turns like the colors of a chessboard, whose rows are the start methods and whose
+    columns the cases of a test: each of them has both. The test's name decides who begins.
+    """
+    if config.getoption("--full"):
+        return
+    cases: Counter[tuple[object, ...]] = Counter()
+    left_out = set()
+    for item in items:
+        if isinstance(item, pytest.Function) and item.get_closest_marker("either_backend"):
+            backend, method = map(item.callspec.params.get, ("anyio_backend", "start_method"))
+            column = cases[item.function, method, backend]
+            cases[item.function, method, backend] += 1
+            row = START_METHODS.index(method)
+            first = zlib.crc32(item.originalname.encode())
+            if (first + row + column + BACKENDS.index(backend)) % 2:
+                left_out.add(item)
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=list(left_out))
+
+
+@pytest.fixture(params=BACKENDS)
 def anyio_backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -94,6 +125,7 @@ def machinery() -> None:
 class Inventory:
     """What a test could leave behind."""
 
+    # All of the machine: looking for ours among them takes long, and is left to those that are new.
     processes: frozenset[int]
     descriptors: int
     creche_threads: tuple[str, ...]
@@ -101,14 +133,16 @@ class Inventory:
 
     @classmethod
     def take(cls) -> Inventory:
-        return cls(_our_processes(), _count_descriptors(), _creche_threads(), _shared_memory())
+        return cls(
+            frozenset(psutil.pids()), _count_descriptors(), _creche_threads(), _shared_memory()
+        )
 
     def beyond(self, before: Inventory) -> list[str]:
         """Describe what is here and was not there before."""
         found = [
             f"process {_describe(pid)}"
             for pid in self.processes - before.processes
-            if not is_server(pid) and _describe(pid)
+            if _is_ours(pid) and not is_server(pid) and _describe(pid)
         ]
         if self.descriptors > before.descriptors:
             found.append(
@@ -140,12 +174,14 @@ def nothing_left_over(machinery: None) -> Iterator[None]:
     assert threading.active_count() <= threads + OTHER_THREADS, threading.enumerate()
 
 
-def _our_processes() -> frozenset[int]:
-    """Descendants, zombies included, and orphans that were descendants once."""
-    found = {child.pid for child in psutil.Process().children(recursive=True)}
-    if sys.platform == "linux":
-        found |= {pid for pid in psutil.pids() if pid != os.getpid() and _is_marked(pid)}
-    return frozenset(found)
+def _is_ours(pid: int) -> bool:
+    """Whether it is a descendant, be it a zombie, or an orphan that was a descendant once."""
+    if sys.platform == "linux" and _is_marked(pid):
+        return True
+    try:
+        return os.getpid() in [parent.pid for parent in psutil.Process(pid).parents()]
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _is_marked(pid: int) -> bool:
@@ -160,6 +196,8 @@ def _describe(pid: int) -> str:
     try:
         process = psutil.Process(pid)
         return f"{pid} ({process.status()}): {' '.join(process.cmdline())}"
+    except psutil.ZombieProcess:  # which counts as one that is gone, elsewhere
+        return f"{pid} (zombie)"
     except psutil.NoSuchProcess:
         return ""
 

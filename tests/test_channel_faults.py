@@ -229,6 +229,7 @@ async def test_stopped_producer_does_not_hold_up_others(
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.either_backend
 @pytest.mark.parametrize("method", ["send_sync", "receive_sync"])
 async def test_a_blocking_wait_is_broken_off_when_its_process_is_stopped(
     ends: Ends, announcements: Announcements, start_method: str, method: str

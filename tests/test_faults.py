@@ -731,14 +731,15 @@ async def test_fault(name: str, way: Way) -> None:
     await check_fault(fault, way, DEFAULT_START_METHOD)
 
 
+@pytest.mark.either_backend
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
 @pytest.mark.parametrize(
-    "method", [method for method in START_METHODS if method != DEFAULT_START_METHOD]
+    "start_method", [method for method in START_METHODS if method != DEFAULT_START_METHOD]
 )
-async def test_fault_with_other_start_methods(fault: Fault, method: str) -> None:
-    if fault.timeout is not None and method == "spawn":  # takes longer to get to the fault
+async def test_fault_with_other_start_methods(fault: Fault, start_method: str) -> None:
+    if fault.timeout is not None and start_method == "spawn":  # takes longer to get to the fault
         fault = replace(fault, timeout=0.4)
-    await check_fault(fault, by_run_in_process, method)
+    await check_fault(fault, by_run_in_process, start_method)
 
 
 # --- stopping -------------------------------------------------------------------------------------

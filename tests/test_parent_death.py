@@ -148,6 +148,7 @@ def check_nothing_left(program: Program) -> None:
     assert not program.files_left()
 
 
+@pytest.mark.either_backend
 @pytest.mark.parametrize("stage", STAGES)
 def test_killed(
     program: Program,
@@ -307,6 +308,7 @@ async def start():
 """
 
 
+@pytest.mark.either_backend
 @pytest.mark.parametrize("end", ENDS)
 def test_end_with_processes_alive(
     program: Program,
@@ -547,6 +549,7 @@ INTERRUPTED = {
 NEVER_AWAITED = r"(?<=\^C)\S+: RuntimeWarning: coroutine .* was never awaited\n(.*\n){2}"
 
 
+@pytest.mark.either_backend
 @pytest.mark.parametrize("stage", INTERRUPTED)
 def test_interrupted_in_a_terminal(
     program: Program,

@@ -252,6 +252,7 @@ async def test_two_pools() -> None:
         assert len(set(names)) == 2
 
 
+@pytest.mark.either_backend
 @pytest.mark.parametrize("is_async", [False, True])
 async def test_pool_in_a_worker(is_async: bool, anyio_backend_name: str, start_method: str) -> None:
     async with open_pool(1, start_method=start_method) as pool:
@@ -392,6 +393,7 @@ async def test_initializer(initializer: Any, start_method: str) -> None:
         assert await pool.run(targets.is_loop_of_first_call)
 
 
+@pytest.mark.either_backend
 @pytest.mark.parametrize("finalizer", [announce, targets.announce_async])
 @pytest.mark.parametrize("min_workers", [0, 2])
 async def test_finalizer_runs_when_the_pool_is_closed(
@@ -450,6 +452,7 @@ async def test_finalizer_runs_when_a_worker_is_stopped(
         assert await announcements.get() == "finalized"
 
 
+@pytest.mark.either_backend
 @pytest.mark.parametrize("initializer", [targets.fail, targets.fail_async])
 async def test_initializer_fails_where_workers_are_kept_ready(
     initializer: Any, start_method: str
@@ -463,6 +466,7 @@ async def test_initializer_fails_where_workers_are_kept_ready(
     assert isinstance(caught.value.__cause__, LookupError)
 
 
+@pytest.mark.either_backend
 @pytest.mark.parametrize("initializer", [targets.fail, targets.fail_async])
 async def test_initializer_fails_on_demand(initializer: Any, start_method: str) -> None:
     async with open_pool(
@@ -565,6 +569,7 @@ async def test_cancelled_before() -> None:
         assert await pool.run(targets.add, 1) == 1
 
 
+@pytest.mark.either_backend
 @pytest.mark.parametrize("target", [support.clean_up, support.clean_up_async])
 async def test_cancelled_while_running(
     target: Any, start_method: str, announcements: Announcements, gate: Path
@@ -1001,6 +1006,7 @@ async def test_cloudpickle(start_method: str) -> None:
             await pool.run(lambda: targets.lock_if(1, 1))
 
 
+@pytest.mark.either_backend
 @pytest.mark.parametrize("size", [0, 10, 100_000, 3_000_000])
 async def test_serializer_of_ones_own(size: int, start_method: str) -> None:
     async with open_pool(1, serializer=Reversing(), start_method=start_method) as pool:

@@ -138,6 +138,7 @@ STAGES = {
 STAGE_HEAD = "import itertools, targets"
 
 
+@pytest.mark.either_backend
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM"])
 def test_killed(
@@ -163,6 +164,7 @@ def test_killed(
     assert "Traceback" not in program.output()
 
 
+@pytest.mark.either_backend
 @pytest.mark.parametrize("stage", STAGES)
 def test_interrupted(
     program: Program,
@@ -267,6 +269,7 @@ def go(program: Program) -> None:
     (program.folder / "announcements-go").touch()
 
 
+@pytest.mark.either_backend
 @pytest.mark.parametrize("end", ENDS)
 def test_ends_with_open_pool(
     program: Program,
@@ -563,6 +566,7 @@ async def run():
 """
 
 
+@pytest.mark.either_backend
 @pytest.mark.parametrize("what", ["open_some", "grow", "large", "run_map", "to_process_too"])
 def test_no_descriptors(program: Program, start_method: str, anyio_backend: str, what: str) -> None:
     """There is a typed error, and when there are descriptors again the pool serves as before."""
@@ -616,6 +620,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.either_backend
 def test_no_process_ids(program: Program, start_method: str, anyio_backend: str) -> None:
     path = program.write(NO_PROCESS_IDS.format(where="__main__", least="(0, 1)"))
     result = program.run(path, start_method, anyio_backend)
@@ -634,6 +639,7 @@ def test_no_process_ids_in_the_fork_server(program: Program, anyio_backend: str)
 # --- fork -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.either_backend
 @pytest.mark.parametrize("end", ["collected", "left-alone"])
 def test_fork_of_the_application(
     program: Program,
@@ -757,6 +763,7 @@ def test_fork_keeps_no_worker_alive(
 # --- in places of its own -------------------------------------------------------------------------
 
 
+@pytest.mark.either_backend
 @pytest.mark.parametrize("outer", START_METHODS)
 def test_daemonic_process(
     program: Program, start_method: str, outer: str, anyio_backend: str
@@ -833,6 +840,7 @@ UNGUARDED_USES = {
 }
 
 
+@pytest.mark.either_backend
 @pytest.mark.parametrize("use", UNGUARDED_USES)
 def test_missing_guard(program: Program, start_method: str, anyio_backend: str, use: str) -> None:
     if use == "map" and start_method != "creche":
@@ -852,6 +860,7 @@ def test_missing_guard(program: Program, start_method: str, anyio_backend: str, 
     assert len(log.read_text().splitlines()) <= 10
 
 
+@pytest.mark.either_backend
 @pytest.mark.parametrize("least", [0, 1])
 def test_main_fails_in_the_workers(
     program: Program, start_method: str, anyio_backend: str, least: int

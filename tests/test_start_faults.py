@@ -82,6 +82,7 @@ def check_output(result: Result, *expected: str) -> None:
 # --- the main module ------------------------------------------------------------------------------
 
 
+@pytest.mark.either_backend
 def test_missing_guard(program: Program, start_method: str, anyio_backend: str) -> None:
     path = program.write(source(start_method, anyio_backend, guard="if True:"))
     result = program.run(path)
@@ -92,20 +93,21 @@ def test_missing_guard(program: Program, start_method: str, anyio_backend: str) 
         assert GUARD in result.stdout
 
 
-@pytest.mark.parametrize(
-    ("head", "expected"),
-    [
-        ('raise ImportError("needs a terminal")', "ImportError: needs a terminal"),
-        ('sys.exit("not twice")', "not twice"),
-        ("raise KeyboardInterrupt", ""),
-        ("os._exit(7)", ""),
-        ("os.kill(os.getpid(), signal.SIGKILL)", ""),
-    ],
-    ids=["raises", "sys.exit", "interrupted", "os._exit", "killed"],
-)
+MAIN_FAILS = {
+    "raises": ('raise ImportError("needs a terminal")', "ImportError: needs a terminal"),
+    "sys.exit": ('sys.exit("not twice")', "not twice"),
+    "interrupted": ("raise KeyboardInterrupt", ""),
+    "os._exit": ("os._exit(7)", ""),
+    "killed": ("os.kill(os.getpid(), signal.SIGKILL)", ""),
+}
+
+
+@pytest.mark.either_backend
+@pytest.mark.parametrize("how", MAIN_FAILS)
 def test_main_fails_in_the_child(
-    program: Program, start_method: str, anyio_backend: str, head: str, expected: str
+    program: Program, start_method: str, anyio_backend: str, how: str
 ) -> None:
+    head, expected = MAIN_FAILS[how]
     guarded = f'if __name__ != "__main__":\n    {head}'
     path = program.write(source(start_method, anyio_backend, head=guarded))
     result = program.run(path)
@@ -118,6 +120,7 @@ def test_main_fails_in_the_child(
         check_output(result, "ProcessStartError: ", "ProcessDied: ", "RemoteError: ")
 
 
+@pytest.mark.either_backend
 def test_main_hangs_in_the_child(program: Program, start_method: str, anyio_backend: str) -> None:
     head = 'if __name__ != "__main__":\n    threading.Event().wait()'
     path = program.write(source(start_method, anyio_backend, head=head, timeout=0.5))
@@ -145,12 +148,14 @@ def test_killed_fork_server_is_not_replaced_for_whoever_gave_up(
     assert asked == 1
 
 
+@pytest.mark.either_backend
 def test_program_on_the_command_line(
     program: Program, start_method: str, anyio_backend: str
 ) -> None:
     check_output(program.run("-c", source(start_method, anyio_backend)), "value: 3")
 
 
+@pytest.mark.either_backend
 def test_program_on_stdin(program: Program, start_method: str, anyio_backend: str) -> None:
     text = source(start_method, anyio_backend)
     check_output(program.run("-", stdin=text), "value: 3")
@@ -159,6 +164,7 @@ def test_program_on_stdin(program: Program, start_method: str, anyio_backend: st
 DEFINES_FUNCTION = "def function():\n    return 3\n"
 
 
+@pytest.mark.either_backend
 @pytest.mark.parametrize("where", ["-c", "stdin", "REPL"])
 def test_function_of_an_interactive_main(
     program: Program, start_method: str, anyio_backend: str, where: str
@@ -178,6 +184,7 @@ def test_function_of_an_interactive_main(
         assert "move it to a module" in result.stdout
 
 
+@pytest.mark.either_backend
 def test_function_under_the_guard(program: Program, start_method: str, anyio_backend: str) -> None:
     guard = f"{GUARD}\n    def function(): return 3"
     path = program.write(source(start_method, anyio_backend, call="function", guard=guard))
@@ -189,6 +196,7 @@ def test_function_under_the_guard(program: Program, start_method: str, anyio_bac
         assert "guard" in result.stdout
 
 
+@pytest.mark.either_backend
 def test_module_of_a_package_as_main(
     program: Program, start_method: str, anyio_backend: str
 ) -> None:
@@ -200,6 +208,7 @@ def test_module_of_a_package_as_main(
     check_output(program.run("-m", "package.module"), "value: 3")
 
 
+@pytest.mark.either_backend
 def test_package_as_main(program: Program, start_method: str, anyio_backend: str) -> None:
     program.write(DEFINES_FUNCTION, "package/__init__.py")
     program.write(
@@ -209,6 +218,7 @@ def test_package_as_main(program: Program, start_method: str, anyio_backend: str
     check_output(program.run("-m", "package"), "value: 3")
 
 
+@pytest.mark.either_backend
 def test_zipped_program(program: Program, start_method: str, anyio_backend: str) -> None:
     archive = program.folder / "program.pyz"
     with zipfile.ZipFile(archive, "w") as file:
@@ -243,6 +253,7 @@ def test_main_is_imported_once(program: Program, anyio_backend: str) -> None:
     check_output(program.run(program.write(text), anyio_backend), "True")
 
 
+@pytest.mark.either_backend
 @pytest.mark.parametrize("when", ["before", "after the first"])
 def test_deleted_working_directory(
     program: Program, start_method: str, anyio_backend: str, when: str
@@ -330,6 +341,7 @@ def test_no_descriptors(program: Program, start_method: str, anyio_backend: str)
     check_output(program.run(path, start_method, anyio_backend, "warm", 0, 20), "done")
 
 
+@pytest.mark.either_backend
 @pytest.mark.parametrize("free", [0, 1, 2, 4, 6, 8, 10, 12, 15])
 def test_no_descriptors_for_the_machinery(
     program: Program, start_method: str, anyio_backend: str, free: int
@@ -366,6 +378,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.either_backend
 def test_no_process_ids(program: Program, start_method: str, anyio_backend: str) -> None:
     path = program.write(NO_PROCESS_IDS.format(where="__main__"))
     result = program.run(path, start_method, anyio_backend)
@@ -381,6 +394,7 @@ def test_no_process_ids_in_the_fork_server(program: Program, anyio_backend: str)
 # --- inside a child -------------------------------------------------------------------------------
 
 
+@pytest.mark.either_backend
 @pytest.mark.parametrize("inner", START_METHODS)
 async def test_inside_a_child(start_method: str, inner: str, anyio_backend_name: str) -> None:
     with anyio.fail_after(TIMEOUT):
@@ -397,6 +411,7 @@ async def test_inside_a_child(start_method: str, inner: str, anyio_backend_name:
         )
 
 
+@pytest.mark.either_backend
 @pytest.mark.parametrize("inner", START_METHODS)
 async def test_inside_an_async_child(start_method: str, inner: str) -> None:
     with anyio.fail_after(TIMEOUT):
@@ -414,6 +429,7 @@ async def test_failure_inside_a_child(start_method: str) -> None:
     assert caught.value.exitcode == 7
 
 
+@pytest.mark.either_backend
 @pytest.mark.parametrize("how", ["cancel", "kill"])
 @pytest.mark.parametrize("inner", START_METHODS)
 async def test_child_of_a_child_goes_with_it(
@@ -434,6 +450,7 @@ async def test_child_of_a_child_goes_with_it(
     assert support.wait_until_gone(pid, 10)
 
 
+@pytest.mark.either_backend
 @pytest.mark.parametrize("inner", START_METHODS)
 async def test_inside_a_daemonic_child(start_method: str, inner: str) -> None:
     process: AsyncProcess[Any] = AsyncProcess(
@@ -699,6 +716,7 @@ async def test_without_waitid(
             assert await process.terminate() == -signal.SIGTERM
 
 
+@pytest.mark.either_backend
 def test_reaped_by_somebody_else(program: Program, start_method: str, anyio_backend: str) -> None:
     """Code that calls waitpid(-1), or ignores SIGCHLD, takes exit codes away, but no outcome."""
     text = """

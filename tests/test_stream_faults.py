@@ -41,6 +41,7 @@ MEBIBYTE = 1024 * 1024
 # --- death ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.either_backend
 @pytest.mark.parametrize("number", [0, 1, 500, 5000])
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGUSR1])
 async def test_death_comes_after_the_items(number: int, how: int, start_method: str) -> None:

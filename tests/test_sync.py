@@ -70,6 +70,7 @@ def pick(style: str, name: str) -> Any:
 # --- each of them ---------------------------------------------------------------------------------
 
 
+@pytest.mark.either_backend
 @pytest.mark.parametrize("style", STYLES)
 async def test_event_is_set_in_a_child(style: str, start_method: str, transport: None) -> None:
     event = sync.Event()
@@ -100,6 +101,7 @@ async def test_event_is_polled(style: str, announcements: Announcements) -> None
     assert await run_in_process(targets.call_method, event, "is_set")
 
 
+@pytest.mark.either_backend
 @pytest.mark.parametrize("style", STYLES)
 async def test_lock_excludes_others(
     style: str, start_method: str, tmp_path: Path, transport: None
@@ -240,6 +242,7 @@ async def test_barrier_is_broken_and_reset_by_others() -> None:
     await until(barrier, broken=False)
 
 
+@pytest.mark.either_backend
 @pytest.mark.parametrize("style", STYLES)
 async def test_queue_of_many(style: str, start_method: str, transport: None) -> None:
     queue = sync.Queue[int](10)

@@ -52,6 +52,7 @@ def expecting_death() -> Iterator[None]:
 # --- those who hold, wait and get -----------------------------------------------------------------
 
 
+@pytest.mark.either_backend
 @pytest.mark.parametrize("style", STYLES)
 async def test_holder_is_killed(
     style: str, start_method: str, announcements: Announcements, transport: None
@@ -215,6 +216,7 @@ async def test_event_set_over_a_port_is_not_lost(transport: None) -> None:
 # --- stopping -------------------------------------------------------------------------------------
 
 
+@pytest.mark.either_backend
 @pytest.mark.parametrize(
     ("make", "name"),
     [
