@@ -298,6 +298,7 @@ class Work:
         async with open_supervisor(
             name="jobs",
             stop=StopPolicy(grace=GRACE),
+            stop_order="together",
             intensity=1000,
             period=1.0,
             backoff=Backoff(maximum=1.0),
@@ -314,10 +315,6 @@ class Work:
                 if until_empty:
                     await self._wait_until_empty()
                     tasks.cancel_scope.cancel()
-            # All at once: at the end of its block, a supervisor stops one after the other.
-            async with anyio.create_task_group() as tasks:
-                for name in list(supervisor.children):
-                    tasks.start_soon(supervisor.remove, name)
         # What was not finished within the grace period is not to blame for that.
         await self._call(lambda: self._store.release_all(blame=False))
 

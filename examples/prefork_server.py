@@ -248,6 +248,7 @@ async def main(port: int, workers: int) -> None:
         async with open_supervisor(
             name="server",
             stop=StopPolicy(grace=GRACE),
+            stop_order="together",
             # Requests that crash their workers are no reason to turn all others away.
             intensity=100,
             period=10.0,
@@ -269,9 +270,9 @@ async def main(port: int, workers: int) -> None:
                         break
                     tasks.start_soon(roll, supervisor)
                 tasks.cancel_scope.cancel()
-            # From now on, who comes is turned away, and who is here gets an answer.
+            # Who comes from now on is turned away, and the end of the block waits for answers to
+            # who is here.
             listener.close()
-            await drain(supervisor)
     print("every request is answered", flush=True)
 
 
@@ -283,13 +284,6 @@ async def roll(supervisor: Supervisor) -> None:
         except Exception:  # the new one does not come up: the old one serves on
             logging.exception("%s was not replaced", name)
     print("the rolling restart is over", flush=True)
-
-
-async def drain(supervisor: Supervisor) -> None:
-    """Stop all workers at once; at the end of its block, a supervisor stops one after the other."""
-    async with anyio.create_task_group() as tasks:
-        for name in list(supervisor.children):
-            tasks.start_soon(supervisor.remove, name)
 
 
 if __name__ == "__main__":

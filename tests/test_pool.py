@@ -8,6 +8,7 @@ import math
 import os
 import pickle
 import signal
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -935,6 +936,14 @@ async def test_statistics(announcements: Announcements, gate: Path) -> None:
         assert calls(statistics) == (0, 0, 12, 2, 1)
         assert statistics.restarts == 2
     assert calls(pool.statistics()) == (0, 0, 12, 2, 1)
+
+
+async def test_statistics_of_a_chunk_that_is_answered_piece_by_piece() -> None:
+    async with open_pool(1) as pool:
+        async for _ in pool.map(time.sleep, [0.02] * 10, chunksize=10):
+            pass
+        (worker,) = pool.statistics().workers
+        assert worker.seconds_busy >= 10 * 0.02
 
 
 async def test_statistics_of_ending_workers(announcements: Announcements, gate: Path) -> None:

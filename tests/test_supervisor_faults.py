@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import os
 import random
@@ -169,6 +170,30 @@ async def test_health_check(failure: str, message: str) -> None:
                 await anyio.sleep(0.01)
 
 
+async def test_unhealthy_child_is_not_ready_while_it_is_stopped(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+
+    async def check(child: SupervisedChild) -> bool:
+        return False
+
+    async with open_supervisor(intensity=0) as supervisor:
+        child = await supervisor.start(
+            targets.clean_up_slowly,
+            str(gate),
+            health=HealthCheck(check, interval=0, failures=1),
+            restart="temporary",
+            shutdown=StopPolicy(grace=TIMEOUT),
+        )
+        descriptor = await anyio.to_thread.run_sync(os.open, gate, os.O_WRONLY)
+        assert child.state is ChildState.STOPPING
+        assert supervisor.statistics().ready == 0
+        with pytest.raises(creche.ProcessStateError, match="it is stopping, not ready"):
+            await supervisor.roll(child.name)
+        os.close(descriptor)
+        await supervisor.wait()
+
+
 async def test_start_timeout_at_a_restart(tmp_path: Path) -> None:
     """A child that does not say that it is ready counts as one that fails."""
     path = tmp_path / "exists"
@@ -210,10 +235,22 @@ async def test_siblings_of_who_is_removed_in_its_backoff_come_back(strategy: Any
         kill(first)
         await next_event(events, ChildRestarting, "second")
         assert second.state is ChildState.WAITING
-        await supervisor.remove("first")
-        await supervisor.restart("second")  # does not wait for the back-off of the other
-        assert second.state is ChildState.READY
+        await supervisor.remove("first")  # and with it what the other one waits for
+        await next_event(events, ChildReady, "second")
         assert list(supervisor.children) == ["second"]
+
+
+@pytest.mark.parametrize("strategy", ["one_for_all", "rest_for_one"])
+async def test_restart_on_demand_ends_the_backoff_of_a_sibling(strategy: Any) -> None:
+    async with open_supervisor(strategy=strategy) as supervisor:
+        first = await supervisor.start(targets.serve, backoff=NEVER, name="first")
+        await supervisor.start(targets.serve, name="second")
+        events = supervisor.events()
+        kill(first)
+        await next_event(events, ChildRestarting, "second")
+        with anyio.fail_after(TIMEOUT):
+            await supervisor.restart("second")
+        await until_ready(supervisor)
 
 
 async def test_removed_while_it_starts(announcements: Announcements) -> None:
@@ -245,6 +282,117 @@ class _own_task_group:
         except BaseExceptionGroup as group:
             (only,) = group.exceptions
             raise only from None
+
+
+@pytest.mark.parametrize("how", ["fails", "cancelled"])
+async def test_waiting_for_all_while_a_start_comes_to_nothing(
+    how: str, announcements: Announcements
+) -> None:
+    async with open_supervisor() as supervisor, anyio.create_task_group() as tasks:
+        scope = anyio.CancelScope()
+
+        async def start() -> None:
+            with scope, contextlib.suppress(LookupError):
+                if how == "fails":
+                    await supervisor.start(targets.fail_at_start)
+                await supervisor.start(targets.never_ready, announcements.path)
+
+        tasks.start_soon(start)
+        await anyio.wait_all_tasks_blocked()
+        tasks.start_soon(supervisor.wait)  # while there is a child that may become one
+        if how == "cancelled":
+            await announcements.get()
+            scope.cancel()
+
+
+async def test_restart_of_who_ends_as_soon_as_it_is_ready(tmp_path: Path) -> None:
+    """Whoever waits for that hears that it was ready, although it is not any more."""
+    for _ in range(8):  # Trio wakes tasks in any order
+        async with open_supervisor() as supervisor:
+            child = await supervisor.start(
+                targets.end_in_order, str(tmp_path / "log"), "returns", restart="transient"
+            )
+            await supervisor.wait()
+            before = child._life
+            with anyio.fail_after(TIMEOUT):
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(supervisor.restart, child.name)
+                    while child._life is before:
+                        await anyio.lowlevel.checkpoint()
+                    assert child.process is not None
+                    # Both events come at once to an event loop that is blocked meanwhile.
+                    assert child.process._handle.gone.wait_in_thread(TIMEOUT)
+
+
+@pytest.mark.parametrize("restart", ["transient", "temporary"])
+@pytest.mark.parametrize("new", ["serves", "fails"])
+async def test_old_process_ends_in_order_while_it_is_rolled(
+    restart: Any, new: str, announcements: Announcements, tmp_path: Path
+) -> None:
+    """The new one takes its place all the same."""
+    gate, old_gate = tmp_path / "gate", tmp_path / "old gate"
+    os.mkfifo(gate)
+    os.mkfifo(old_gate)
+    async with open_supervisor() as supervisor:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(anyio.to_thread.run_sync, gate.write_text, "go")
+            await supervisor.start(
+                _serve_between, str(gate), str(old_gate), restart=restart, name="child"
+            )
+        child = supervisor.children["child"]
+        events = supervisor.events()
+        errors: list[BaseException] = []
+
+        async def roll() -> None:
+            try:
+                await supervisor.roll("child")
+            except LookupError as error:
+                errors.append(error)
+
+        with anyio.fail_after(TIMEOUT):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(roll)
+                started = await next_event(events, ChildStarted)
+                await anyio.to_thread.run_sync(old_gate.write_text, "end")
+                await next_event(events, ChildExited)
+                await anyio.to_thread.run_sync(gate.write_text, "go" if new == "serves" else "fail")
+        if new == "serves":
+            assert (child.state, child.pid, child.restarts) == (ChildState.READY, started.pid, 1)
+        else:
+            assert len(errors) == 1
+            expected = ChildState.REMOVED if restart == "temporary" else ChildState.ENDED
+            assert child.state is expected
+        assert (child.name in supervisor.children) is (child.state is not ChildState.REMOVED)
+
+
+def _serve_between(gate: str, old_gate: str) -> None:
+    """Be ready when something is written to one FIFO, and end when it is to the other."""
+    if Path(gate).read_text() == "fail":
+        raise LookupError("told to")
+    creche.from_process.started()
+    Path(old_gate).read_text()
+
+
+async def test_new_process_dies_while_the_old_one_drains(tmp_path: Path) -> None:
+    """Nobody else serves: it is replaced at once, however long the old one takes to its end."""
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    async with open_supervisor() as supervisor:
+        child = await supervisor.start(targets.clean_up_slowly, str(gate), shutdown="wait")
+        async with anyio.create_task_group() as tasks:
+            events = supervisor.events()
+            tasks.start_soon(supervisor.roll, child.name)
+            new = await next_event(events, ChildReady)
+            # It has the other end open until it may end.
+            descriptor = await anyio.to_thread.run_sync(os.open, gate, os.O_WRONLY)
+            kill(child)
+            exited = await next_event(events, ChildExited)
+            assert exited.pid == new.pid
+            replaced = await next_event(events, ChildReady)
+            assert child.pid == replaced.pid
+            os.close(descriptor)
+        gate.unlink()
+        gate.touch()  # nothing holds up the next one
 
 
 @pytest.mark.parametrize("method", ["restart", "roll"])
@@ -402,6 +550,18 @@ async def test_block_is_left_at_any_moment(operation: str) -> None:
             tasks.cancel_scope.cancel()
 
 
+@pytest.mark.parametrize("strategy", ["one_for_all", "rest_for_one"])
+async def test_block_is_left_between_two_restarts(strategy: Any) -> None:
+    """In the moment in which the first one is ready, and the next one would be started."""
+    for _ in range(4):  # Trio wakes tasks in any order
+        async with open_supervisor(strategy=strategy) as supervisor:
+            children = [await supervisor.start(targets.serve, name=name) for name in "ab"]
+            events = supervisor.events()
+            kill(children[0])
+            await next_event(events, ChildReady, "a")
+        assert not any(child._lives for child in children)
+
+
 async def test_giving_up_at_any_moment() -> None:
     for delay in moments():
         with pytest.raises(ExceptionGroup) as caught:
@@ -440,6 +600,75 @@ async def test_task_is_cancelled_twice(anyio_backend: str, announcements: Announ
     with pytest.raises(asyncio.CancelledError):
         await task
     assert [child.state for child in children] == [ChildState.ENDED] * 2
+
+
+# --- failures that nobody waits for ---------------------------------------------------------------
+
+
+class OfItsOwn(BaseException):
+    """No Exception, and nothing that would stop an event loop."""
+
+
+def _fail_with_base_exception() -> None:
+    creche.from_process.started()
+    raise OfItsOwn
+
+
+async def _set_up_who_fails(supervisor: Supervisor) -> None:
+    await supervisor.start(_fail_with_base_exception)
+
+
+async def test_nested_gives_up_because_of_a_base_exception() -> None:
+    """That is a failure of one child, and not the end of all that it is nested in."""
+    with pytest.raises(BaseExceptionGroup) as caught:
+        async with open_supervisor(intensity=1, backoff=AT_ONCE) as supervisor:
+            events = supervisor.events()
+            await supervisor.start_supervisor(_set_up_who_fails, name="inner", intensity=0)
+            await supervisor.wait()
+    assert len(caught.value.exceptions) == 2
+    assert caught.group_contains(OfItsOwn, depth=2)
+    exited = await next_event(events, ChildExited, "inner")
+    assert isinstance(exited.exception, BaseExceptionGroup)
+
+
+def _fail_when_stopped() -> None:
+    try:
+        targets.serve()
+    finally:
+        raise LookupError("while it cleaned up")
+
+
+async def test_clean_up_fails(caplog: pytest.LogCaptureFixture) -> None:
+    async with open_supervisor(intensity=0) as supervisor:
+        events = supervisor.events()
+        child = await supervisor.start(_fail_when_stopped, name="child")
+        await supervisor.remove("child")
+    exited = await next_event(events, ChildExited)
+    assert exited.stopped
+    assert isinstance(exited.exception, LookupError)
+    (record,) = caplog.records
+    assert f"child 'child' (pid {child.pid}) was stopped, and failed at that" in record.message
+    assert record.exc_info is not None
+
+
+async def test_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process in uninterruptible sleep, as far as its parent can tell."""
+    policy = StopPolicy(grace=0.01, kill_timeout=0.01)
+    async with open_supervisor(stop=policy) as supervisor:
+        events = supervisor.events()
+        child = await supervisor.start(targets.serve_stubbornly, name="child")
+        process = child.process
+        assert process is not None
+        with monkeypatch.context() as patch:
+            popen = type(process._handle._popen)
+            patch.setattr(popen, "send_signal", lambda *_: None)
+            patch.setattr(popen, "kill_group", lambda *_: None)
+            await supervisor.remove("child")
+            exited = await next_event(events, ChildExited)
+        assert process.is_alive()
+        assert isinstance(exited.exception, creche.ProcessStuckError)
+        kill(child)
+        await process.join()
 
 
 # --- chaos --------------------------------------------------------------------------------------

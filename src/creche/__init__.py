@@ -60,61 +60,26 @@ from ._stream._process_stream import ProcessStream as ProcessStream
 from ._stream._process_stream import open_stream as open_stream
 from ._wire._payloads import Serializer as Serializer
 
+_MODULES = frozenset({"cluster", "monitor", "progress", "sync", "timeline", "tracing"})
+
 if _typing.TYPE_CHECKING:
     from . import cluster as cluster
     from . import monitor as monitor
+    from . import progress as progress
     from . import sync as sync
     from . import timeline as timeline
-    from ._supervisor import Backoff as Backoff
-    from ._supervisor import ChildEnded as ChildEnded
-    from ._supervisor import ChildExited as ChildExited
-    from ._supervisor import ChildReady as ChildReady
-    from ._supervisor import ChildRestarting as ChildRestarting
-    from ._supervisor import ChildStarted as ChildStarted
-    from ._supervisor import ChildState as ChildState
-    from ._supervisor import ChildStatistics as ChildStatistics
-    from ._supervisor import ChildUnhealthy as ChildUnhealthy
-    from ._supervisor import HealthCheck as HealthCheck
-    from ._supervisor import Heartbeat as Heartbeat
-    from ._supervisor import SupervisedChild as SupervisedChild
-    from ._supervisor import Supervisor as Supervisor
-    from ._supervisor import SupervisorEvent as SupervisorEvent
-    from ._supervisor import SupervisorEvents as SupervisorEvents
-    from ._supervisor import SupervisorGaveUp as SupervisorGaveUp
-    from ._supervisor import SupervisorStatistics as SupervisorStatistics
-    from ._supervisor import open_supervisor as open_supervisor
-
-_SUPERVISION = frozenset(
-    {
-        "Backoff",
-        "ChildEnded",
-        "ChildExited",
-        "ChildReady",
-        "ChildRestarting",
-        "ChildStarted",
-        "ChildState",
-        "ChildStatistics",
-        "ChildUnhealthy",
-        "HealthCheck",
-        "Heartbeat",
-        "SupervisedChild",
-        "Supervisor",
-        "SupervisorEvent",
-        "SupervisorEvents",
-        "SupervisorGaveUp",
-        "SupervisorStatistics",
-        "open_supervisor",
-    }
-)
-_MODULES = frozenset({"cluster", "monitor", "sync", "timeline"})
+    from . import tracing as tracing
+    from ._supervisor import *  # noqa: F403
 
 
-# What not every child needs, and all of them import this.
+# What not every child needs, and all of them import this. Any other name may be one of supervision.
 def __getattr__(name: str) -> _typing.Any:
     if name in _MODULES:
         return _importlib.import_module(f"{__name__}.{name}")
-    if name in _SUPERVISION:
-        return getattr(_importlib.import_module(f"{__name__}._supervisor"), name)
+    if not name.startswith("_"):
+        found = getattr(_importlib.import_module(f"{__name__}._supervisor"), name, None)
+        if getattr(found, "__module__", None) == __name__:  # public there
+            return found
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

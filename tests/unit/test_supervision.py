@@ -246,6 +246,7 @@ def test_bad_type_of_buffer(buffer: Any) -> None:
         ({"name": 3}, TypeError, "name must be a string"),
         ({"backoff": 3}, TypeError, "backoff must be a Backoff"),
         ({"stop": 3}, TypeError, "stop must be a StopPolicy"),
+        ({"stop_order": "all"}, ValueError, "stop_order must be one of 'reverse', 'together'"),
         ({"start_method": "sporn"}, ValueError, "no start method 'sporn'"),
         ({"stdout": "stream"}, ValueError, "each restart makes a new process"),
     ],

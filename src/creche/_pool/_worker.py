@@ -295,6 +295,8 @@ class Worker:
             self._on_leaving()
         if last:
             self._finished(self.calls.popleft(), seconds)
+        else:
+            self.seconds_busy += seconds
 
         def deliver(outcome: Outcome) -> None:
             call.deliver(number, last, seconds, outcome)

@@ -130,6 +130,15 @@ class SupervisedChild:
         """It has failed: for how long is it to wait?"""
         return self._attempts.next_delay(_uptime(self._life))
 
+    def _runs(self) -> bool:
+        """Whether the process that counts runs."""
+        return self._life is not None and not self._life.ended
+
+    def _has_ended(self) -> bool:
+        """Whether its process has ended by itself, and there is no other."""
+        ended = self._state is ChildState.ENDED
+        return ended and self._life is not None and not self._life.stopping
+
     def _is_ready(self) -> bool:
         return self._state is ChildState.READY
 

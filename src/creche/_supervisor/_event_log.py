@@ -35,8 +35,14 @@ def _describe(event: SupervisorEvent) -> tuple[int, str]:
             return logging.DEBUG, f"{_child(event)} was started"
         case ChildReady():
             return logging.INFO, f"{_child(event)} is ready after {event.seconds:.3f} seconds"
+        case ChildExited(stopped=True, exception=None):
+            how = ", by SIGKILL" if event.exitcode == -9 else ""
+            return logging.INFO, f"{_child(event)} was stopped{how}"
         case ChildExited(stopped=True):
-            return logging.INFO, f"{_child(event)} was stopped"
+            return (
+                logging.WARNING,
+                f"{_child(event)} was stopped, and failed at that: {event.exception}",
+            )
         case ChildExited(exception=None):
             return logging.INFO, f"{_child(event)} has ended"
         case ChildExited():

@@ -62,7 +62,9 @@ class ChildExited(SupervisorEvent):
     exitcode: int | None
     """The exit code of the process, if there was one."""
     exception: BaseException | None
-    """What was wrong. ``None`` where the child has ended in order, or was to stop."""
+    """What was wrong. ``None`` where the child has ended in order, or was stopped. One that was to
+    stop may have failed at that: its clean-up has raised this, or it is a
+    :exc:`creche.ProcessStuckError`."""
     stopped: bool
     """Whether the supervisor wanted that."""
 

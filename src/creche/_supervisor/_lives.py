@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import anyio
 
-from .._errors import ProcessDied, ProcessError
+from .._errors import ProcessDied, ProcessError, ProcessStartError
 from .._log_forwarding import LogTarget
 from .._output import ErrorOutput, Output
 from .._process import AsyncProcess
@@ -29,6 +29,9 @@ class LifeListener(Protocol):
     def life_started(self, child: SupervisedChild, life: Life) -> None: ...
 
     def life_ready(self, child: SupervisedChild, life: Life) -> None: ...
+
+    def life_failed(self, child: SupervisedChild, life: Life) -> None:
+        """It is not as it should be, and has been told to end."""
 
     def life_ended(self, child: SupervisedChild, life: Life) -> None: ...
 
@@ -153,6 +156,7 @@ class ProcessRun(Life):
         """Stop a process that is not as it should be."""
         self.failure = failure
         self._handle.stop(bounded(self._spec.policy))
+        self._listener.life_failed(self._child, self)
 
     def _take_outcome(self) -> None:
         handle = self._handle
@@ -162,12 +166,15 @@ class ProcessRun(Life):
             except ProcessError as error:
                 self.failure = error
             return
-        self.exitcode = self._process.exitcode
+        self.pid, self.exitcode = handle.pid, self._process.exitcode
         exception = self._process.exception  # asked for, so it is not reported as lost
         if self.failure is not None:
             return
-        if isinstance(exception, ProcessDied) and exception.exitcode == 0:
+        if self.stopping:
+            if isinstance(exception, ProcessDied | ProcessStartError):
+                exception = None  # as it was to
+        elif isinstance(exception, ProcessDied) and exception.exitcode == 0:
             exception = None  # sys.exit(0)
-        if exception is None and self.ready_at is None:
+        if exception is None and self.ready_at is None and not self.stopping:
             exception = _failures.never_started(self._child.name, self.pid)
         self.failure = exception

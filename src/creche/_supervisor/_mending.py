@@ -20,6 +20,11 @@ class Crew(Protocol):
     def strategy(self) -> Strategy: ...
 
     @property
+    def closing(self) -> bool:
+        """Whether nothing is to be started any more."""
+        ...
+
+    @property
     def order(self) -> Sequence[SupervisedChild]:
         """All children, in the order in which they were started."""
         ...
@@ -27,7 +32,7 @@ class Crew(Protocol):
     def launch(self, child: SupervisedChild) -> Life: ...
 
     async def stop_children(self, children: Iterable[SupervisedChild]) -> None:
-        """Stop them, one after the other."""
+        """Stop them, and wait until they are gone."""
 
     def drop(self, child: SupervisedChild) -> None:
         """It is no child any more."""
@@ -55,6 +60,8 @@ class Mender:
     def __init__(self, crew: Crew) -> None:
         self.lock = anyio.Lock()
         """Held by whoever starts or replaces processes of these children."""
+        self.roll_lock = anyio.Lock()
+        """Held by whoever rolls one of them, from before the new process to the end of the old."""
         self.changes = Changes()
         self._crew = crew
         self._failed: dict[SupervisedChild, tuple[BaseException, float]] = {}
@@ -93,7 +100,7 @@ class Mender:
     async def _work(self) -> None:
         try:
             async with self.lock:
-                while self._failed or self._requested or self._down:
+                while (self.called or self._down) and not self._crew.closing:
                     await self._mend()
         finally:
             self.at_work = False
@@ -110,24 +117,32 @@ class Mender:
             child: None for child in crew.order if child in concerned and not child._removed
         }
 
-        await crew.stop_children([child for child in self._down if child._lives])
+        # One that has failed while what it took over from was on its way out does not wait for it.
+        await crew.stop_children([child for child in self._down if child._runs()])
         for child in list(self._down):
             if child.restart == "temporary" and child not in requested:
                 crew.drop(child)  # as OTP does: nobody else would start it again
-        delay = max([delay for _, delay in failed.values()], default=0.0)
+        delays = {
+            child: delay
+            for child, (_, delay) in failed.items()
+            if child in self._down and child not in requested
+        }
+        delay = max(delays.values(), default=0.0)
         for child in self._down:
             if child._state is ChildState.ENDED:
                 child._advance(Step.RETRY)
             failure = failed.get(child)
             crew.restarting(child, delay, None if failure is None else failure[0])
         if delay > 0:
-            await self.changes.wait_until(lambda: self.called or not self._down, delay)
+            await self.changes.wait_until(
+                lambda: self.called or not any(child in self._down for child in delays), delay
+            )
         await self._launch_all()
 
     async def _launch_all(self) -> None:
         """Start what is down, in order; leave the rest for later when something happens."""
         for child in list(self._down):
-            if self.called:
+            if self.called or self._crew.closing:
                 return
             if child not in self._down:
                 continue  # it was removed meanwhile

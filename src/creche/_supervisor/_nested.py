@@ -11,9 +11,10 @@ import anyio
 
 from . import _failures
 from ._child import Life, SupervisedChild
-from ._engine import Engine, EngineOptions
+from ._engine import Engine
 from ._events import SupervisorEvent
 from ._lives import LifeListener
+from ._options import EngineOptions
 
 
 class Face(Protocol):
@@ -80,8 +81,10 @@ class NestedRun(Life):
                 with self._block:
                     if await self._set_up():
                         await anyio.sleep_forever()
-        except Exception as error:  # it gave up
-            self.failure = error
+        except (Exception, BaseExceptionGroup) as error:
+            if _interrupts(error):
+                raise
+            self.failure = error  # it gave up
 
     async def _set_up(self) -> bool:
         """Start its children; return whether that went well."""
@@ -100,3 +103,10 @@ class NestedRun(Life):
             self.ready_at = time.monotonic()
             self._listener.life_ready(self._child, self)
         return True
+
+
+def _interrupts(error: BaseException) -> bool:
+    """Whether something in here ends the program, which no exception of a child does."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.subgroup((KeyboardInterrupt, SystemExit)) is not None
+    return False

@@ -19,7 +19,8 @@ class ChildState(enum.Enum):
     """It serves."""
 
     STOPPING = "stopping"
-    """The supervisor has asked its process to stop."""
+    """Its process is being stopped: the supervisor wants that, or found that it is not as it should
+    be."""
 
     WAITING = "waiting"
     """It will be started again: after its back-off, or when it is its turn."""
@@ -55,8 +56,9 @@ _TRANSITIONS: dict[tuple[ChildState, Step], ChildState] = {
     (ChildState.WAITING, Step.RETRY): ChildState.WAITING,
     (ChildState.ENDED, Step.RETRY): ChildState.WAITING,
     # A roll: the process that has become ready takes the place of the one that serves, or of one
-    # that has died meanwhile.
+    # that has died meanwhile, or is found to hang.
     (ChildState.READY, Step.READY): ChildState.READY,
+    (ChildState.STOPPING, Step.READY): ChildState.READY,
     (ChildState.WAITING, Step.READY): ChildState.READY,
     (ChildState.ENDED, Step.READY): ChildState.READY,
     (ChildState.WAITING, Step.REMOVE): ChildState.REMOVED,

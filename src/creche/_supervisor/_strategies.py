@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Literal, TypeVar, get_args
 
-__all__ = ["RestartType", "Strategy"]
+__all__ = ["RestartType", "StopOrder", "Strategy"]
 
 T = TypeVar("T")
 
@@ -14,6 +14,11 @@ Strategy = Literal["one_for_one", "one_for_all", "rest_for_one"]
 
 RestartType = Literal["permanent", "transient", "temporary"]
 """When a child is started again."""
+
+
+StopOrder = Literal["reverse", "together"]
+"""In which order children are stopped, where several are: one after the other, the last one first,
+or all at once."""
 
 
 def is_restarted(restart: RestartType, *, failed: bool) -> bool:
@@ -43,6 +48,10 @@ def check_strategy(strategy: Strategy) -> Strategy:
 
 def check_restart_type(restart: RestartType) -> RestartType:
     return _check("restart", restart, get_args(RestartType))
+
+
+def check_stop_order(order: StopOrder) -> StopOrder:
+    return _check("stop_order", order, get_args(StopOrder))
 
 
 def _check(what: str, value: T, known: Sequence[str]) -> T:

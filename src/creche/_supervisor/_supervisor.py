@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextvars
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType, TracebackType
 from typing import Any, TypeVarTuple, Unpack, overload
 
 import anyio
 
-from .._durations import check_duration, check_timeout
+from .._durations import check_timeout
 from .._errors import ProcessStateError
 from .._function_names import simple_name
 from .._log_forwarding import LogTarget, check_log_target
@@ -20,16 +21,16 @@ from .._stop_policy import StopPolicy, check_stop_policy
 from .._wire._handing_over import lend_all
 from ._backoff import Backoff, check_backoff
 from ._child import SupervisedChild
-from ._engine import Engine, EngineOptions
+from ._engine import Engine
 from ._events import EventHub, SupervisorEvents
 from ._health import Health, HealthCheck, Heartbeat
-from ._intensity import check_intensity
 from ._lives import ProcessSpec
 from ._nested import NestedSpec
+from ._options import EngineOptions
 from ._shutdown import Shutdown, shutdown_policy
 from ._states import ChildState
 from ._statistics import ChildStatistics, SupervisorStatistics
-from ._strategies import RestartType, Strategy, check_restart_type, check_strategy
+from ._strategies import RestartType, StopOrder, Strategy, check_restart_type
 
 __all__ = ["Supervisor", "open_supervisor"]
 
@@ -46,6 +47,7 @@ def open_supervisor(
     name: str = "supervisor",
     backoff: Backoff | None = None,
     stop: StopPolicy | None = None,
+    stop_order: StopOrder = "reverse",
     start_method: str | None = None,
     logs: LogTarget = False,
     stdout: Output = None,
@@ -62,6 +64,8 @@ def open_supervisor(
     :param name: its name, in errors, events and log records
     :param backoff: how long a child that fails again and again waits before it is started again
     :param stop: how its children are stopped
+    :param stop_order: where several are stopped, at the end of the block say: one after the other,
+        the one that was started last first (``"reverse"``), or all at once (``"together"``)
     :param start_method: as for :class:`AsyncProcess`
     :param logs: as for :class:`AsyncProcess`
     :param stdout: where the standard output of its children goes: to a logger, or by default to the
@@ -74,34 +78,33 @@ def open_supervisor(
     check_output(stdout, stderr, no_stream=_NO_STREAM)
     return Supervisor(
         _name=_check_name(name),
-        _options=_engine_options(strategy, intensity, period, check_backoff(backoff)),
+        _options=EngineOptions(
+            strategy=strategy,
+            intensity=intensity,
+            period=period,
+            backoff=check_backoff(backoff),
+            stop_order=stop_order,
+        ),
         _defaults=_Defaults(
-            check_stop_policy(stop),
-            check_start_method(start_method) if start_method is not None else None,
-            check_log_target(logs),
-            stdout,
-            stderr,
+            stop=check_stop_policy(stop),
+            start_method=check_start_method(start_method) if start_method is not None else None,
+            logs=check_log_target(logs),
+            stdout=stdout,
+            stderr=stderr,
         ),
         _hub=EventHub(),
     )
 
 
+@dataclass(frozen=True, kw_only=True)
 class _Defaults:
     """What holds for children that say nothing else."""
 
-    def __init__(
-        self,
-        stop: StopPolicy,
-        start_method: str | None,
-        logs: LogTarget,
-        stdout: Output,
-        stderr: ErrorOutput,
-    ) -> None:
-        self.stop = stop
-        self.start_method = start_method
-        self.logs: LogTarget = logs
-        self.stdout: Output = stdout
-        self.stderr: ErrorOutput = stderr
+    stop: StopPolicy
+    start_method: str | None
+    logs: LogTarget
+    stdout: Output
+    stderr: ErrorOutput
 
 
 class Supervisor:
@@ -109,8 +112,8 @@ class Supervisor:
 
     A child is a function that serves until it is stopped, in a process of its own. It is started
     again when it has failed, by the supervisor's strategy and the child's ``restart`` type. Leaving
-    the ``async with`` block stops all children, the one that was started last first, each by its
-    own ``shutdown`` policy, and waits until they are gone: use :meth:`wait`, or
+    the ``async with`` block stops all children, in the supervisor's ``stop_order``, each by its own
+    ``shutdown`` policy, and waits until they are gone: use :meth:`wait`, or
     ``anyio.sleep_forever()``, to stay in it.
 
     When there are too many restarts, the supervisor cancels its block, stops all children, and
@@ -231,7 +234,7 @@ class Supervisor:
             )
         defaults = self._defaults
         child = SupervisedChild(
-            self._next_name(simple_name(func)) if name is None else _check_name(name),
+            self._next_name(engine, simple_name(func)) if name is None else _check_name(name),
             check_restart_type(restart),
             self._options.backoff if backoff is None else check_backoff(backoff),
         )
@@ -271,14 +274,15 @@ class Supervisor:
         period: float = 5.0,
         restart: RestartType = "permanent",
         backoff: Backoff | None = None,
+        stop_order: StopOrder = "reverse",
         start_timeout: float | None = None,
     ) -> Supervisor:
         """Start a supervisor of its own as a child; return when it has started its children.
 
         It runs in the same event loop. When it gives up, it has failed as any child does: it is
         started again, with all of its children, by calling ``setup`` again; and that counts as one
-        restart here. It is stopped by stopping its children in reverse order. Its events are events
-        of this one, too.
+        restart here. It is stopped by stopping its children, in its own ``stop_order``. Its events
+        are events of this one, too.
 
         Cancellation before it is ready stops its children, and waits until they are gone.
 
@@ -291,6 +295,7 @@ class Supervisor:
         :param restart: as for :meth:`start`
         :param backoff: how long it waits before it is started again, and its children do, if they
             say nothing else
+        :param stop_order: as for :func:`open_supervisor`
         :param start_timeout: seconds within which ``setup`` has to return; by default there is no
             limit
         :return: the nested supervisor. It is the same object through all of its restarts
@@ -305,7 +310,13 @@ class Supervisor:
         if not callable(setup):
             raise TypeError(f"setup must be an async function, not {type(setup).__name__}")
         backoff = self._options.backoff if backoff is None else check_backoff(backoff)
-        options = _engine_options(strategy, intensity, period, backoff)
+        options = EngineOptions(
+            strategy=strategy,
+            intensity=intensity,
+            period=period,
+            backoff=backoff,
+            stop_order=stop_order,
+        )
         child = SupervisedChild(_check_name(name), check_restart_type(restart), backoff)
         nested = Supervisor(
             _name=f"{self._name}/{child.name}",
@@ -486,22 +497,11 @@ class Supervisor:
                 f"supervisor {self._name!r} has no child {name!r}; its children: {known}"
             ) from None
 
-    def _next_name(self, base: str) -> str:
+    def _next_name(self, engine: Engine, base: str) -> str:
         while True:
             self._counts[base] = number = self._counts.get(base, 0) + 1
-            if (name := f"{base}-{number}") not in self.children:
+            if not engine.has(name := f"{base}-{number}"):
                 return name
-
-
-def _engine_options(
-    strategy: Strategy, intensity: int, period: float, backoff: Backoff
-) -> EngineOptions:
-    return EngineOptions(
-        strategy=check_strategy(strategy),
-        intensity=check_intensity(intensity),
-        period=check_duration("period", period),
-        backoff=backoff,
-    )
 
 
 def _check_name(name: str) -> str:
