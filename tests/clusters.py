@@ -75,11 +75,10 @@ class TestCluster:
             await pool.map(time.sleep, [0.1] * 4, chunksize=1)
 
     async def wait_for_workers(self, pool: creche.cluster.ClusterPool) -> None:
-        connection: Any = pool._engine._connection
+        engine: Any = pool._engine
         with anyio.fail_after(TIMEOUT):
-            while connection.workers < len(self.workers):
-                connection.count_workers()
-                await anyio.sleep(0.02)
+            while pool.statistics().workers_alive < len(self.workers):
+                await engine._thread.run(engine._connection.count_workers)
 
     def worker_of(self, pid: int) -> subprocess.Popen[bytes]:
         """The Dask worker that a process of creche's belongs to."""

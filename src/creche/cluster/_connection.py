@@ -25,7 +25,7 @@ from ._versions import check_versions
 # What a Dask worker may take longer to stop a call than the stop policy says: it has to hear of it.
 _STOP_SECONDS = 10.0
 
-# How often it is looked how many workers there are.
+# How often it is asked which workers there are, while calls begin.
 _COUNT_SECONDS = 1.0
 
 Receive = Callable[[Answers | BaseException], object]
@@ -34,6 +34,8 @@ Receive = Callable[[Answers | BaseException], object]
 class Connection:
     """Makes Dask tasks of calls.
 
+    :param on_workers: called with the addresses of the Dask workers, and how many calls each runs
+        at once
     :param on_event: called with what a worker tells about a call
     :param on_lost: called when the scheduler is gone
     """
@@ -43,14 +45,15 @@ class Connection:
         setup: PoolSetup,
         retries: int,
         data: ScatteredData,
+        on_workers: Callable[[dict[str, int]], object],
         on_event: Callable[[Event], object],
         on_lost: Callable[[ClusterError], object],
     ) -> None:
-        self.workers = 0
         self.address = ""
         self._setup = setup
         self._group = task_group(setup.pool, retries)
         self._data = data
+        self._on_workers = on_workers
         self._on_event = on_event
         self._on_lost = on_lost
         self._stack = AsyncExitStack()
@@ -59,7 +62,8 @@ class Connection:
         self._to_stop: dict[int, Latch] = {}
         self._lost: ClusterError | None = None
         self._opened = False
-        self._counted = 0.0
+        self._counted = 0.0  # when that began last
+        self._counting: asyncio.Task[None] | None = None
 
     async def open(
         self,
@@ -83,7 +87,7 @@ class Connection:
             await self._client.register_plugin(make_plugin())
             await self._client.register_plugin(_far.CrecheHost())
             self._client.subscribe_topic(topic_of(self._setup.pool), self._receive_event)
-            self.count_workers()
+            await self.count_workers()
             self._opened = True
         except ClusterError:
             await self._stack.aclose()
@@ -98,15 +102,16 @@ class Connection:
             await self._stack.aclose()
             raise
 
-    def count_workers(self) -> None:
-        """See how many calls can run at once."""
-        workers = self._client.scheduler_info(n_workers=-1)["workers"].values()
-        self.workers = sum(worker["nthreads"] for worker in workers)
+    async def count_workers(self) -> None:
+        """See which workers there are."""
+        self._on_workers(dict(await self._client.nthreads()))
 
     async def close(self) -> None:
         """End the pool's processes on all workers, and the connection."""
         for task in self._tasks.values():
             task.cancel()
+        if self._counting is not None:
+            self._counting.cancel()
         try:
             if self._opened and self._lost is None:
                 await self._on_all(_far.close_pool, self._setup.pool)
@@ -117,10 +122,8 @@ class Connection:
     # --- calls ----------------------------------------------------------------------------------
 
     def begin(self, request: CallRequest, receive: Receive) -> None:
-        now = time.monotonic()
-        if now > self._counted + _COUNT_SECONDS:
-            self._counted = now
-            self.count_workers()
+        if time.monotonic() > self._counted + _COUNT_SECONDS:
+            self._count_soon()
         task = asyncio.ensure_future(self._run(request, receive))
         self._tasks[request.number] = task
         task.add_done_callback(lambda _: self._tasks.pop(request.number, None))
@@ -217,6 +220,16 @@ class Connection:
         # Where it fails, the worker is gone, and what ran on it; or it hangs.
         with contextlib.suppress(OSError, TimeoutError, ValueError):
             await asyncio.wait_for(run, seconds)
+
+    def _count_soon(self) -> None:
+        async def count() -> None:
+            # Where the scheduler is gone, the calls will say so.
+            with contextlib.suppress(OSError, RuntimeError):
+                await self.count_workers()
+
+        if self._counting is None or self._counting.done():
+            self._counted = time.monotonic()
+            self._counting = asyncio.ensure_future(count())
 
     def _receive_event(self, event: tuple[float, Event]) -> None:
         self._on_event(event[1])

@@ -107,6 +107,7 @@ class ClusterEngine(CallEngine):
             self._setup,
             cluster.retries,
             data,
+            lambda workers: self._post(lambda: self._on_workers(workers)),
             lambda event: self._post(lambda: self._on_event(event)),
             lambda error: self._post(lambda: self._on_lost(error)),
         )
@@ -118,8 +119,6 @@ class ClusterEngine(CallEngine):
         if self._lost is not None:
             call.fail(self._lost)
             return
-        if self._connection.workers not in (0, self.options.workers):
-            self.options = dataclasses.replace(self.options, workers=self._connection.workers)
         number = next(self._numbers)
         self.running[number] = call
         self._number_of[call] = number
@@ -205,6 +204,11 @@ class ClusterEngine(CallEngine):
         else:
             call.fail(error)
 
+    def _on_workers(self, threads: dict[str, int]) -> None:
+        places = sum(threads.values())
+        if places:  # or else calls wait for a worker to come
+            self.options = dataclasses.replace(self.options, workers=places)
+
     def _on_event(self, event: Event) -> None:
         if "progress" in event:
             call = self.running.get(event["progress"])
@@ -256,7 +260,6 @@ class ClusterEngine(CallEngine):
                 cluster.connect_timeout,
             )
         )
-        self.options = dataclasses.replace(self.options, workers=max(1, self._connection.workers))
 
     async def wait_for_calls(self) -> None:
         self.closed = True
