@@ -35,17 +35,20 @@ class TestCluster:
     ) -> None:
         self.file = folder / "scheduler.json"
         self._folder = folder
+        self._nanny = nanny
         self._tls = list(tls)
         self.workers: list[subprocess.Popen[bytes]] = []
         self.scheduler = self._start("dask_scheduler", "--host", "127.0.0.1", "--port", "0")
         for _ in range(workers):
-            self.workers.append(
-                self._start(
-                    "dask_worker",
-                    *("--nthreads", "1", "--host", "127.0.0.1"),
-                    *("--nanny" if nanny else "--no-nanny", "--local-directory", str(folder)),
-                )
-            )
+            self.add_worker()
+
+    def add_worker(self, host: str = "127.0.0.1") -> None:
+        worker = self._start(
+            "dask_worker",
+            *("--nthreads", "1", "--host", host),
+            *("--nanny" if self._nanny else "--no-nanny", "--local-directory", str(self._folder)),
+        )
+        self.workers.append(worker)
 
     def _start(self, program: str, *arguments: str) -> subprocess.Popen[bytes]:
         code = f"from distributed.cli.{program} import main; main()"

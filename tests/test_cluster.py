@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import re
 import sys
 import threading
 from collections.abc import Iterator
@@ -79,6 +80,27 @@ async def test_calls(cluster: TestCluster, anyio_backend: str) -> None:
         assert (statistics.calls_done, statistics.calls_failed) == (3, 1)
     with pytest.raises(creche.ProcessClosedError):
         await pool.run(double, 1)
+
+
+async def test_statistics_of_processes(cluster: TestCluster, tmp_path: Path) -> None:
+    path = tmp_path / "pids"
+    async with pool_on(cluster, name="pool") as pool:
+        assert pool.statistics().workers == ()
+        await pool.map(sleep, [str(path)] * 4, [0.1] * 4, chunksize=1)
+        workers = pool.statistics().workers
+        assert {worker.pid for worker in workers} == set(await pids_in(path, 4))
+        assert sum(worker.tasks for worker in workers) == 4
+        for worker in workers:
+            assert re.fullmatch(r"pool-worker-\d on tcp://127\.0\.0\.1:\d+", worker.name)
+            assert worker.state == "idle"
+            assert worker.seconds_busy > 0.1
+
+        with pytest.raises(creche.ProcessDied):
+            await pool.run(os._exit, 1)
+        assert pool.statistics().restarts == 1
+        with pytest.raises(creche.ProcessTimeout):
+            await pool.run(sleep, str(path), timeout=0.2)
+        assert pool.statistics().restarts == 2
 
 
 async def test_many_calls_at_once(cluster: TestCluster) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import anyio
 import pytest
 from cluster_targets import double, sleep, sleep_in_first_run
-from clusters import TestCluster, pids_in, runs, threads_left, until_gone
+from clusters import TIMEOUT, TestCluster, pids_in, runs, threads_left, until_gone
 
 import creche
 from creche.cluster import ClusterError, ClusterPool, WorkerLostError, open_pool
@@ -45,7 +45,7 @@ def pool_on(cluster: TestCluster, **options: Any) -> ClusterPool:
 
 async def test_worker_that_is_killed(cluster: TestCluster, tmp_path: Path) -> None:
     path = tmp_path / "pids"
-    errors: list[BaseException] = []
+    errors: list[WorkerLostError] = []
 
     async def call() -> None:
         with pytest.raises(WorkerLostError, match="tcp://") as caught:
@@ -63,6 +63,26 @@ async def test_worker_that_is_killed(cluster: TestCluster, tmp_path: Path) -> No
         await until_gone(pid, 5)
         assert await pool.run(double, 1) == 2
         assert len(path.read_text().split()) == 1  # it was not run again
+        # Its processes are not listed any more, and its place is not counted.
+        assert all(errors[0].worker not in worker.name for worker in pool.statistics().workers)
+        with anyio.fail_after(TIMEOUT):
+            while pool.statistics().workers_alive != 1:
+                await pool.run(double, 1)
+
+
+async def test_worker_that_joins(tmp_path: Path) -> None:
+    cluster = TestCluster(tmp_path, 1)
+    try:
+        async with pool_on(cluster) as pool:
+            assert pool.statistics().workers_alive == 1
+            cluster.add_worker()
+            with anyio.fail_after(TIMEOUT):
+                while pool.statistics().workers_alive != 2:
+                    await pool.run(double, 1)
+            await pool.map(sleep, [str(tmp_path / "pids")] * 4, [0.2] * 4, chunksize=1)
+            assert len(set(await pids_in(tmp_path / "pids", 4))) == 2
+    finally:
+        cluster.close()
 
 
 async def test_worker_that_is_killed_under_a_map(cluster: TestCluster, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from ._data import ScatteredData
 from ._errors import ClusterError, WorkerLostError
 from ._requests import CallRequest, Event, PoolSetup, topic_of
 from ._scheduler_plugin import make_plugin, task_group
+from ._statistics import FarStatistics
 from ._versions import check_versions
 
 # What a Dask worker may take longer to stop a call than the stop policy says: it has to hear of it.
@@ -36,6 +37,7 @@ class Connection:
 
     :param on_workers: called with the addresses of the Dask workers, and how many calls each runs
         at once
+    :param on_statistics: called with what one tells about the processes of the pool there
     :param on_event: called with what a worker tells about a call
     :param on_lost: called when the scheduler is gone
     """
@@ -46,6 +48,7 @@ class Connection:
         retries: int,
         data: ScatteredData,
         on_workers: Callable[[dict[str, int]], object],
+        on_statistics: Callable[[FarStatistics], object],
         on_event: Callable[[Event], object],
         on_lost: Callable[[ClusterError], object],
     ) -> None:
@@ -54,6 +57,7 @@ class Connection:
         self._group = task_group(setup.pool, retries)
         self._data = data
         self._on_workers = on_workers
+        self._on_statistics = on_statistics
         self._on_event = on_event
         self._on_lost = on_lost
         self._stack = AsyncExitStack()
@@ -148,7 +152,10 @@ class Connection:
 
         async def stop() -> None:
             try:
-                await self._on_all(_far.stop_calls, self._setup.pool, list(to_stop))
+                found = await self._on_all(_far.stop_calls, self._setup.pool, list(to_stop))
+                for statistics in found:
+                    if isinstance(statistics, FarStatistics):
+                        self._on_statistics(statistics)
             finally:
                 for stopped in to_stop.values():
                     stopped.set()
@@ -166,7 +173,8 @@ class Connection:
             parts = [await part for part in self._data.of(self._client, request.frame)]
             future = self._client.submit(_far.run_call, request, key, *parts, key=key, pure=False)
             self._futures[number] = future
-            answers = await future
+            answers, statistics = await future
+            self._on_statistics(statistics)
         except asyncio.CancelledError as error:
             if number in self._futures:  # or else it was called off
                 receive(self._explain(error))
@@ -180,6 +188,7 @@ class Connection:
     def _explain(self, error: BaseException) -> BaseException:
         if isinstance(error, distributed.KilledWorker):
             killed: Any = error
+            self._count_soon()
             return WorkerLostError(killed.last_worker.address)
         if isinstance(error, ClusterError):
             return error
@@ -213,13 +222,16 @@ class Connection:
             )
         )
 
-    async def _on_all(self, func: Callable[..., Any], *args: Any) -> None:
+    async def _on_all(self, func: Callable[..., Any], *args: Any) -> list[Any]:
+        """Call a function on all workers; return what it gave, or raised."""
         policy = self._setup.stop
         seconds = policy.grace + policy.kill_timeout + _STOP_SECONDS
         run: Any = self._client.run(func, *args, on_error="return")
         # Where it fails, the worker is gone, and what ran on it; or it hangs.
         with contextlib.suppress(OSError, TimeoutError, ValueError):
-            await asyncio.wait_for(run, seconds)
+            found: dict[str, Any] = await asyncio.wait_for(run, seconds)
+            return list(found.values())
+        return []
 
     def _count_soon(self) -> None:
         async def count() -> None:

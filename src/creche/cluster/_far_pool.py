@@ -20,6 +20,7 @@ from ._far_requests import relays
 from ._far_setup import begin, end
 from ._frames import RelayingSerializer
 from ._requests import CallRequest, PoolSetup, topic_of
+from ._statistics import FarStatistics
 from ._versions import this_side
 
 # How often a call may tell the caller of its progress, in seconds.
@@ -81,6 +82,10 @@ class FarPool:
             self._running.pop(number, None)
             self._engine.forget(call)
             self._flush_report(number)
+
+    def statistics(self) -> FarStatistics:
+        """Return how its processes are."""
+        return FarStatistics.take(self._worker.address, self._engine.scheduler.statistics())
 
     # --- stopping -------------------------------------------------------------------------------
 
