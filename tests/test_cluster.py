@@ -32,25 +32,14 @@ from cluster_targets import (
     sleep_and_clean_up,
     summed,
 )
-from clusters import TestCluster, distributed, pids_in, runs, threads_left
+from clusters import MARKS, TestCluster, distributed, pids_in, pool_on, runs
+from clusters import nothing_left_over as nothing_left_over
 
 import creche
-from creche.cluster import ClusterError, ClusterPool, open_pool
+from creche.cluster import ClusterError, open_pool
 from creche.cluster._versions import check_found
 
-pytestmark = [
-    pytest.mark.anyio,
-    # Dask's own
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-]
-
-
-@pytest.fixture(autouse=True)
-def nothing_left_over(machinery: None) -> Iterator[None]:
-    """What Dask keeps is its own affair, and what creche keeps on its workers goes with them."""
-    yield
-    assert not threads_left()
+pytestmark = MARKS
 
 
 @pytest.fixture(scope="module")
@@ -61,11 +50,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestCluster]:
         yield cluster
     finally:
         cluster.close()
-
-
-def pool_on(cluster: TestCluster, **options: Any) -> ClusterPool:
-    options.setdefault("stop", creche.StopPolicy(grace=1))
-    return open_pool(scheduler_file=cluster.file, **options)
 
 
 async def test_calls(cluster: TestCluster, anyio_backend: str) -> None:
@@ -98,8 +82,10 @@ async def test_statistics_of_processes(cluster: TestCluster, tmp_path: Path) -> 
         with pytest.raises(creche.ProcessDied):
             await pool.run(os._exit, 1)
         assert pool.statistics().restarts == 1
-        with pytest.raises(creche.ProcessTimeout):
-            await pool.run(sleep, str(path), timeout=0.2)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(pool.run, sleep, str(path))
+            await pids_in(path, 5)
+            tasks.cancel_scope.cancel()
         assert pool.statistics().restarts == 2
 
 
@@ -179,6 +165,8 @@ async def test_cancellation(cluster: TestCluster, tmp_path: Path) -> None:
 async def test_timeout(cluster: TestCluster, tmp_path: Path) -> None:
     path = tmp_path / "pids"
     async with pool_on(cluster) as pool:
+        # Start the processes, which may take longer than that.
+        await pool.map(sleep, [str(tmp_path / "others")] * 4, [0.2] * 4, chunksize=1)
         with pytest.raises(creche.ProcessTimeout):
             await pool.run(sleep, str(path), timeout=1)
         (pid,) = await pids_in(path)

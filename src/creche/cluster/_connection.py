@@ -6,8 +6,9 @@ import asyncio
 import concurrent.futures
 import contextlib
 import os
+import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -63,7 +64,8 @@ class Connection:
         self._stack = AsyncExitStack()
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._futures: dict[int, Any] = {}
-        self._to_stop: dict[int, Latch] = {}
+        self._to_stop: dict[int, Latch] = {}  # of which the workers have not been told
+        self._stopping: dict[int, Latch] = {}
         self._lost: ClusterError | None = None
         self._opened = False
         self._counted = 0.0  # when that began last
@@ -86,12 +88,8 @@ class Connection:
                 address, scheduler_file, security, workers, timeout, self._stack
             )
             self.address = self._client.scheduler.address
-            await asyncio.wait_for(self._client.wait_for_workers(1), timeout)
-            await check_versions(self._client)
-            await self._client.register_plugin(make_plugin())
-            await self._client.register_plugin(_far.CrecheHost())
-            self._client.subscribe_topic(topic_of(self._setup.pool), self._receive_event)
-            await self.count_workers()
+            await _within(timeout, self._client.wait_for_workers(1), "no Dask worker has come")
+            await _within(timeout, self._set_up(), "not all Dask workers have answered")
             self._opened = True
         except ClusterError:
             await self._stack.aclose()
@@ -105,6 +103,13 @@ class Connection:
         except BaseException:
             await self._stack.aclose()
             raise
+
+    async def _set_up(self) -> None:
+        await check_versions(self._client)
+        await self._client.register_plugin(make_plugin())
+        await self._client.register_plugin(_far.CrecheHost())
+        self._client.subscribe_topic(topic_of(self._setup.pool), self._receive_event)
+        await self.count_workers()
 
     async def count_workers(self) -> None:
         """See which workers there are."""
@@ -148,19 +153,23 @@ class Connection:
 
     def _stop_all(self) -> None:
         """Tell the workers of all calls that are to be stopped together."""
-        to_stop, self._to_stop = self._to_stop, {}
+        numbers = list(self._to_stop)
+        self._stopping.update(self._to_stop)
+        self._to_stop.clear()
 
         async def stop() -> None:
             try:
-                found = await self._on_all(_far.stop_calls, self._setup.pool, list(to_stop))
-                for statistics in found:
-                    if isinstance(statistics, FarStatistics):
-                        self._on_statistics(statistics)
+                await self._on_all(_far.stop_calls, self._setup.pool, numbers)
             finally:
-                for stopped in to_stop.values():
-                    stopped.set()
+                for number in numbers:
+                    self._stopped(number)
 
         self._keep(stop())
+
+    def _stopped(self, number: int) -> None:
+        stopped = self._stopping.pop(number, None)
+        if stopped is not None:
+            stopped.set()
 
     async def _run(self, request: CallRequest, receive: Receive) -> None:
         number = request.number
@@ -222,16 +231,13 @@ class Connection:
             )
         )
 
-    async def _on_all(self, func: Callable[..., Any], *args: Any) -> list[Any]:
-        """Call a function on all workers; return what it gave, or raised."""
+    async def _on_all(self, func: Callable[..., Any], *args: Any) -> None:
         policy = self._setup.stop
         seconds = policy.grace + policy.kill_timeout + _STOP_SECONDS
         run: Any = self._client.run(func, *args, on_error="return")
         # Where it fails, the worker is gone, and what ran on it; or it hangs.
         with contextlib.suppress(OSError, TimeoutError, ValueError):
-            found: dict[str, Any] = await asyncio.wait_for(run, seconds)
-            return list(found.values())
-        return []
+            await asyncio.wait_for(run, seconds)
 
     def _count_soon(self) -> None:
         async def count() -> None:
@@ -244,12 +250,24 @@ class Connection:
             self._counting = asyncio.ensure_future(count())
 
     def _receive_event(self, event: tuple[float, Event]) -> None:
-        self._on_event(event[1])
+        message = event[1]
+        if "stopped" in message:
+            self._on_statistics(pickle.loads(message["statistics"]))
+            self._stopped(message["stopped"])
+        else:
+            self._on_event(message)
 
     def _keep(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
         _kept.add(task)
         task.add_done_callback(_kept.discard)
+
+
+async def _within(seconds: float, work: Awaitable[object], otherwise: str) -> None:
+    try:
+        await asyncio.wait_for(work, seconds)
+    except TimeoutError as error:
+        raise TimeoutError(f"{otherwise} within {seconds:g} seconds") from error
 
 
 _kept: set[Any] = set()

@@ -113,6 +113,8 @@ class FarPool:
                 await stopping.wait_gone()
         finally:
             ended.set()
+            # The caller asks all workers, and one of those may not answer.
+            self.tell({"stopped": number, "statistics": pickle.dumps(self.statistics(), 5)})
 
     def _time_out(self, call: FarCall) -> None:
         if call.done:
