@@ -49,6 +49,15 @@ def sleep(path: str, seconds: float = 600.0) -> None:
     time.sleep(seconds)
 
 
+def wait_for(path: str, other: str) -> str:
+    """Wait for a second file, after having told that by the first; and tell that it is over."""
+    write_pid(path)
+    while not Path(other).exists():
+        time.sleep(0.01)
+    Path(f"{path}.over").touch()
+    return "seen"
+
+
 def sleep_in_first_run(path: str) -> int:
     write_pid(path)
     runs = len(Path(path).read_text().split())

@@ -9,43 +9,81 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import anyio
 import psutil
+import pytest
 from dask_apart import distributed as distributed
 from support import TIMEOUT
 
+import creche
 import creche.cluster
 
 TESTS = Path(__file__).parent
+
+MARKS = [
+    pytest.mark.anyio,
+    # Dask's own
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_over(machinery: None) -> Iterator[None]:
+    """What Dask keeps is its own affair, and what creche keeps on its workers goes with them.
+
+    In modules that import it, it takes the place of the one of ``conftest``.
+    """
+    yield
+    names = [thread.name for thread in threading.enumerate()]
+    assert not [name for name in names if name.startswith("creche-cluster")]
 
 
 class TestCluster:
     """A scheduler and its workers.
 
     :param tls: arguments of Dask's for TLS
+    :param host: the address of the machine that the scheduler is on
+    :param settings: of Dask's, for the scheduler and the workers
     """
 
     __test__ = False
 
     def __init__(
-        self, folder: Path, workers: int = 2, *, nanny: bool = False, tls: Any = ()
+        self,
+        folder: Path,
+        workers: int = 2,
+        *,
+        nanny: bool = False,
+        tls: Any = (),
+        host: str = "127.0.0.1",
+        settings: Mapping[str, object] | None = None,
     ) -> None:
         self.file = folder / "scheduler.json"
         self._folder = folder
+        self._nanny = nanny
         self._tls = list(tls)
         self.workers: list[subprocess.Popen[bytes]] = []
-        self.scheduler = self._start("dask_scheduler", "--host", "127.0.0.1", "--port", "0")
+        # As environment variables: https://docs.dask.org/en/stable/configuration.html
+        self._settings = {
+            f"DASK_{name.upper().replace('.', '__').replace('-', '_')}": str(value)
+            for name, value in (settings or {}).items()
+        }
+        self.scheduler = self._start("dask_scheduler", "--host", host, "--port", "0")
         for _ in range(workers):
-            self.workers.append(
-                self._start(
-                    "dask_worker",
-                    *("--nthreads", "1", "--host", "127.0.0.1"),
-                    *("--nanny" if nanny else "--no-nanny", "--local-directory", str(folder)),
-                )
-            )
+            self.add_worker()
+
+    def add_worker(self, host: str = "127.0.0.1") -> None:
+        worker = self._start(
+            "dask_worker",
+            *("--nthreads", "1", "--host", host),
+            *("--nanny" if self._nanny else "--no-nanny", "--local-directory", str(self._folder)),
+        )
+        self.workers.append(worker)
 
     def _start(self, program: str, *arguments: str) -> subprocess.Popen[bytes]:
         code = f"from distributed.cli.{program} import main; main()"
@@ -55,7 +93,7 @@ class TestCluster:
         with (self._folder / f"{program}-{len(self.workers)}.log").open("wb") as log:
             return subprocess.Popen(
                 command,
-                env={**os.environ, "PYTHONPATH": path},
+                env={**os.environ, **self._settings, "PYTHONPATH": path},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -75,11 +113,10 @@ class TestCluster:
             await pool.map(time.sleep, [0.1] * 4, chunksize=1)
 
     async def wait_for_workers(self, pool: creche.cluster.ClusterPool) -> None:
-        connection: Any = pool._engine._connection
+        engine: Any = pool._engine
         with anyio.fail_after(TIMEOUT):
-            while connection.workers < len(self.workers):
-                connection.count_workers()
-                await anyio.sleep(0.02)
+            while pool.statistics().workers_alive < len(self.workers):
+                await engine._thread.run(engine._connection.count_workers)
 
     def worker_of(self, pid: int) -> subprocess.Popen[bytes]:
         """The Dask worker that a process of creche's belongs to."""
@@ -87,10 +124,9 @@ class TestCluster:
         return next(worker for worker in self.workers if worker.pid in above)
 
 
-def threads_left() -> list[str]:
-    """Those of clusters that run in this process."""
-    names = [thread.name for thread in threading.enumerate()]
-    return [name for name in names if name.startswith("creche-cluster")]
+def pool_on(cluster: TestCluster, **options: Any) -> creche.cluster.ClusterPool:
+    options.setdefault("stop", creche.StopPolicy(grace=1))
+    return creche.cluster.open_pool(scheduler_file=cluster.file, **options)
 
 
 async def pids_in(path: Path, number: int = 1) -> list[int]:

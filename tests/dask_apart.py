@@ -9,6 +9,7 @@ import copyreg
 
 _ours = dict(copyreg.dispatch_table)
 
+import dask as dask  # noqa: E402
 import distributed as distributed  # noqa: E402
 
 copyreg.dispatch_table.clear()

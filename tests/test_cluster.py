@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import re
 import sys
 import threading
 from collections.abc import Iterator
@@ -31,25 +32,14 @@ from cluster_targets import (
     sleep_and_clean_up,
     summed,
 )
-from clusters import TestCluster, distributed, pids_in, runs, threads_left
+from clusters import MARKS, TestCluster, distributed, pids_in, pool_on, runs
+from clusters import nothing_left_over as nothing_left_over
 
 import creche
-from creche.cluster import ClusterError, ClusterPool, open_pool
+from creche.cluster import ClusterError, open_pool
 from creche.cluster._versions import check_found
 
-pytestmark = [
-    pytest.mark.anyio,
-    # Dask's own
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-]
-
-
-@pytest.fixture(autouse=True)
-def nothing_left_over(machinery: None) -> Iterator[None]:
-    """What Dask keeps is its own affair, and what creche keeps on its workers goes with them."""
-    yield
-    assert not threads_left()
+pytestmark = MARKS
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +50,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestCluster]:
         yield cluster
     finally:
         cluster.close()
-
-
-def pool_on(cluster: TestCluster, **options: Any) -> ClusterPool:
-    options.setdefault("stop", creche.StopPolicy(grace=1))
-    return open_pool(scheduler_file=cluster.file, **options)
 
 
 async def test_calls(cluster: TestCluster, anyio_backend: str) -> None:
@@ -79,6 +64,29 @@ async def test_calls(cluster: TestCluster, anyio_backend: str) -> None:
         assert (statistics.calls_done, statistics.calls_failed) == (3, 1)
     with pytest.raises(creche.ProcessClosedError):
         await pool.run(double, 1)
+
+
+async def test_statistics_of_processes(cluster: TestCluster, tmp_path: Path) -> None:
+    path = tmp_path / "pids"
+    async with pool_on(cluster, name="pool") as pool:
+        assert pool.statistics().workers == ()
+        await pool.map(sleep, [str(path)] * 4, [0.1] * 4, chunksize=1)
+        workers = pool.statistics().workers
+        assert {worker.pid for worker in workers} == set(await pids_in(path, 4))
+        assert sum(worker.tasks for worker in workers) == 4
+        for worker in workers:
+            assert re.fullmatch(r"pool-worker-\d on tcp://127\.0\.0\.1:\d+", worker.name)
+            assert worker.state == "idle"
+            assert worker.seconds_busy > 0.1
+
+        with pytest.raises(creche.ProcessDied):
+            await pool.run(os._exit, 1)
+        assert pool.statistics().restarts == 1
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(pool.run, sleep, str(path))
+            await pids_in(path, 5)
+            tasks.cancel_scope.cancel()
+        assert pool.statistics().restarts == 2
 
 
 async def test_many_calls_at_once(cluster: TestCluster) -> None:
@@ -157,6 +165,8 @@ async def test_cancellation(cluster: TestCluster, tmp_path: Path) -> None:
 async def test_timeout(cluster: TestCluster, tmp_path: Path) -> None:
     path = tmp_path / "pids"
     async with pool_on(cluster) as pool:
+        # Start the processes, which may take longer than that.
+        await pool.map(sleep, [str(tmp_path / "others")] * 4, [0.2] * 4, chunksize=1)
         with pytest.raises(creche.ProcessTimeout):
             await pool.run(sleep, str(path), timeout=1)
         (pid,) = await pids_in(path)
@@ -343,7 +353,7 @@ async def test_tls(tmp_path: Path) -> None:
 
 
 def test_versions() -> None:
-    ours = {"python": "3.12.1", "creche": "1.0", "distributed": "2026.1", "cloudpickle": "3"}
+    ours = {"python": "3.12.1", "creche": "1.0", "distributed": "2026.1"}
     packages = {"creche": "1.0", "distributed": "2026.1"}
     side = {"host": {"python": "3.12.7.final.0"}, "packages": packages}
     check_found({"scheduler": side, "workers": {"tcp://a:1": side}}, ours)

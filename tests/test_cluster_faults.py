@@ -8,28 +8,17 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import anyio
 import pytest
 from cluster_targets import double, sleep, sleep_in_first_run
-from clusters import TestCluster, pids_in, runs, threads_left, until_gone
+from clusters import MARKS, TIMEOUT, TestCluster, pids_in, pool_on, runs, until_gone
+from clusters import nothing_left_over as nothing_left_over
 
 import creche
-from creche.cluster import ClusterError, ClusterPool, WorkerLostError, open_pool
+from creche.cluster import ClusterError, WorkerLostError
 
-pytestmark = [
-    pytest.mark.anyio,
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-]
-
-
-@pytest.fixture(autouse=True)
-def nothing_left_over(machinery: None) -> Iterator[None]:
-    """What Dask keeps is its own affair, and what creche keeps on its workers goes with them."""
-    yield
-    assert not threads_left()
+pytestmark = MARKS
 
 
 @pytest.fixture
@@ -39,13 +28,9 @@ def cluster(tmp_path: Path) -> Iterator[TestCluster]:
     cluster.close()
 
 
-def pool_on(cluster: TestCluster, **options: Any) -> ClusterPool:
-    return open_pool(scheduler_file=cluster.file, stop=creche.StopPolicy(grace=0.5), **options)
-
-
 async def test_worker_that_is_killed(cluster: TestCluster, tmp_path: Path) -> None:
     path = tmp_path / "pids"
-    errors: list[BaseException] = []
+    errors: list[WorkerLostError] = []
 
     async def call() -> None:
         with pytest.raises(WorkerLostError, match="tcp://") as caught:
@@ -63,6 +48,26 @@ async def test_worker_that_is_killed(cluster: TestCluster, tmp_path: Path) -> No
         await until_gone(pid, 5)
         assert await pool.run(double, 1) == 2
         assert len(path.read_text().split()) == 1  # it was not run again
+        # Its processes are not listed any more, and its place is not counted.
+        assert all(errors[0].worker not in worker.name for worker in pool.statistics().workers)
+        with anyio.fail_after(TIMEOUT):
+            while pool.statistics().workers_alive != 1:
+                await pool.run(double, 1)
+
+
+async def test_worker_that_joins(tmp_path: Path) -> None:
+    cluster = TestCluster(tmp_path, 1)
+    try:
+        async with pool_on(cluster) as pool:
+            assert pool.statistics().workers_alive == 1
+            cluster.add_worker()
+            with anyio.fail_after(TIMEOUT):
+                while pool.statistics().workers_alive != 2:
+                    await pool.run(double, 1)
+            await pool.map(sleep, [str(tmp_path / "pids")] * 4, [0.2] * 4, chunksize=1)
+            assert len(set(await pids_in(tmp_path / "pids", 4))) == 2
+    finally:
+        cluster.close()
 
 
 async def test_worker_that_is_killed_under_a_map(cluster: TestCluster, tmp_path: Path) -> None:
@@ -123,6 +128,42 @@ async def test_worker_that_is_shut_down(cluster: TestCluster, tmp_path: Path) ->
         assert len(path.read_text().split()) == 1
 
 
+@pytest.mark.slow
+async def test_worker_that_hangs(tmp_path: Path) -> None:
+    # Dask takes five seconds for the least, whatever it is told.
+    cluster = TestCluster(tmp_path, settings={"distributed.scheduler.worker-ttl": "1s"})
+    path = tmp_path / "pids"
+
+    async def call() -> None:
+        with pytest.raises(WorkerLostError, match="tcp://"):
+            await pool.run(sleep, str(path))
+
+    try:
+        async with pool_on(cluster) as pool:
+            await cluster.wait_for_workers(pool)
+            with anyio.fail_after(TIMEOUT):
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(call)
+                    (pid,) = await pids_in(path)
+                    worker = cluster.worker_of(pid)
+                    worker.send_signal(signal.SIGSTOP)
+            assert await pool.run(double, 1) == 2
+        # When it goes on, it hears that it is not wanted any more.
+        worker.send_signal(signal.SIGCONT)
+        await until_gone(pid)
+    finally:
+        cluster.close()
+
+
+async def test_opening_where_a_worker_hangs(cluster: TestCluster) -> None:
+    async with pool_on(cluster) as pool:
+        await cluster.wait_for_workers(pool)
+    cluster.workers[0].send_signal(signal.SIGSTOP)
+    with pytest.raises(ClusterError, match="have answered within 2 seconds"):
+        async with pool_on(cluster, connect_timeout=2):
+            pass
+
+
 async def test_scheduler_that_is_killed(cluster: TestCluster, tmp_path: Path) -> None:
     path = tmp_path / "pids"
 
@@ -139,6 +180,17 @@ async def test_scheduler_that_is_killed(cluster: TestCluster, tmp_path: Path) ->
         with pytest.raises(ClusterError, match="has gone away"):
             await pool.run(double, 1)
         await until_gone(pid, 20)
+
+
+@pytest.mark.slow
+async def test_scheduler_that_hangs(cluster: TestCluster, tmp_path: Path) -> None:
+    stop = creche.StopPolicy(grace=0, kill_timeout=0)
+    with anyio.fail_after(TIMEOUT):
+        async with pool_on(cluster, stop=stop) as pool:
+            assert await pool.run(double, 1) == 2
+            cluster.scheduler.send_signal(signal.SIGSTOP)
+            with pytest.raises(creche.ProcessTimeout):
+                await pool.run(double, 1, timeout=0.1)
 
 
 CALLER = """

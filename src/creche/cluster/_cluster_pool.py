@@ -58,7 +58,8 @@ def open_pool(
         Dask workers have threads
     :param retries: how often a call may be run again when the Dask worker that had it is gone. By
         default it fails, as the function may have had effects
-    :param connect_timeout: seconds that it may take to find the scheduler and a worker
+    :param connect_timeout: seconds that it may take to find the scheduler, a worker, and until all
+        workers have answered
     :param initializer: as for :func:`creche.open_pool`, in each process on each worker; so are all
         that follow
     :param initargs: its arguments
@@ -77,8 +78,9 @@ def open_pool(
     :raises TypeError: if an argument is of a wrong type
 
     ``async with`` raises :exc:`ClusterError` if there is no scheduler or no worker at the address,
-    or if they have other versions of Python, Dask or creche; and :exc:`creche.SerializationError`
-    if ``initializer`` cannot be pickled. Cancelling it leaves nothing behind.
+    if a worker does not answer, or if they have other versions of Python, Dask or creche; and
+    :exc:`creche.SerializationError` if ``initializer`` cannot be pickled. Cancelling it leaves
+    nothing behind.
     """
     check_address(address, scheduler_file)
     if isinstance(retries, bool) or not isinstance(retries, int):

@@ -6,8 +6,9 @@ import asyncio
 import concurrent.futures
 import contextlib
 import os
+import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -20,12 +21,13 @@ from ._data import ScatteredData
 from ._errors import ClusterError, WorkerLostError
 from ._requests import CallRequest, Event, PoolSetup, topic_of
 from ._scheduler_plugin import make_plugin, task_group
+from ._statistics import FarStatistics
 from ._versions import check_versions
 
 # What a Dask worker may take longer to stop a call than the stop policy says: it has to hear of it.
 _STOP_SECONDS = 10.0
 
-# How often it is looked how many workers there are.
+# How often it is asked which workers there are, while calls begin.
 _COUNT_SECONDS = 1.0
 
 Receive = Callable[[Answers | BaseException], object]
@@ -34,6 +36,9 @@ Receive = Callable[[Answers | BaseException], object]
 class Connection:
     """Makes Dask tasks of calls.
 
+    :param on_workers: called with the addresses of the Dask workers, and how many calls each runs
+        at once
+    :param on_statistics: called with what one tells about the processes of the pool there
     :param on_event: called with what a worker tells about a call
     :param on_lost: called when the scheduler is gone
     """
@@ -43,23 +48,28 @@ class Connection:
         setup: PoolSetup,
         retries: int,
         data: ScatteredData,
+        on_workers: Callable[[dict[str, int]], object],
+        on_statistics: Callable[[FarStatistics], object],
         on_event: Callable[[Event], object],
         on_lost: Callable[[ClusterError], object],
     ) -> None:
-        self.workers = 0
         self.address = ""
         self._setup = setup
         self._group = task_group(setup.pool, retries)
         self._data = data
+        self._on_workers = on_workers
+        self._on_statistics = on_statistics
         self._on_event = on_event
         self._on_lost = on_lost
         self._stack = AsyncExitStack()
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._futures: dict[int, Any] = {}
-        self._to_stop: dict[int, Latch] = {}
+        self._to_stop: dict[int, Latch] = {}  # of which the workers have not been told
+        self._stopping: dict[int, Latch] = {}
         self._lost: ClusterError | None = None
         self._opened = False
-        self._counted = 0.0
+        self._counted = 0.0  # when that began last
+        self._counting: asyncio.Task[None] | None = None
 
     async def open(
         self,
@@ -78,12 +88,8 @@ class Connection:
                 address, scheduler_file, security, workers, timeout, self._stack
             )
             self.address = self._client.scheduler.address
-            await asyncio.wait_for(self._client.wait_for_workers(1), timeout)
-            await check_versions(self._client)
-            await self._client.register_plugin(make_plugin())
-            await self._client.register_plugin(_far.CrecheHost())
-            self._client.subscribe_topic(topic_of(self._setup.pool), self._receive_event)
-            self.count_workers()
+            await _within(timeout, self._client.wait_for_workers(1), "no Dask worker has come")
+            await _within(timeout, self._set_up(), "not all Dask workers have answered")
             self._opened = True
         except ClusterError:
             await self._stack.aclose()
@@ -98,15 +104,23 @@ class Connection:
             await self._stack.aclose()
             raise
 
-    def count_workers(self) -> None:
-        """See how many calls can run at once."""
-        workers = self._client.scheduler_info(n_workers=-1)["workers"].values()
-        self.workers = sum(worker["nthreads"] for worker in workers)
+    async def _set_up(self) -> None:
+        await check_versions(self._client)
+        await self._client.register_plugin(make_plugin())
+        await self._client.register_plugin(_far.CrecheHost())
+        self._client.subscribe_topic(topic_of(self._setup.pool), self._receive_event)
+        await self.count_workers()
+
+    async def count_workers(self) -> None:
+        """See which workers there are."""
+        self._on_workers(dict(await self._client.nthreads()))
 
     async def close(self) -> None:
         """End the pool's processes on all workers, and the connection."""
         for task in self._tasks.values():
             task.cancel()
+        if self._counting is not None:
+            self._counting.cancel()
         try:
             if self._opened and self._lost is None:
                 await self._on_all(_far.close_pool, self._setup.pool)
@@ -117,10 +131,8 @@ class Connection:
     # --- calls ----------------------------------------------------------------------------------
 
     def begin(self, request: CallRequest, receive: Receive) -> None:
-        now = time.monotonic()
-        if now > self._counted + _COUNT_SECONDS:
-            self._counted = now
-            self.count_workers()
+        if time.monotonic() > self._counted + _COUNT_SECONDS:
+            self._count_soon()
         task = asyncio.ensure_future(self._run(request, receive))
         self._tasks[request.number] = task
         task.add_done_callback(lambda _: self._tasks.pop(request.number, None))
@@ -141,16 +153,23 @@ class Connection:
 
     def _stop_all(self) -> None:
         """Tell the workers of all calls that are to be stopped together."""
-        to_stop, self._to_stop = self._to_stop, {}
+        numbers = list(self._to_stop)
+        self._stopping.update(self._to_stop)
+        self._to_stop.clear()
 
         async def stop() -> None:
             try:
-                await self._on_all(_far.stop_calls, self._setup.pool, list(to_stop))
+                await self._on_all(_far.stop_calls, self._setup.pool, numbers)
             finally:
-                for stopped in to_stop.values():
-                    stopped.set()
+                for number in numbers:
+                    self._stopped(number)
 
         self._keep(stop())
+
+    def _stopped(self, number: int) -> None:
+        stopped = self._stopping.pop(number, None)
+        if stopped is not None:
+            stopped.set()
 
     async def _run(self, request: CallRequest, receive: Receive) -> None:
         number = request.number
@@ -163,7 +182,8 @@ class Connection:
             parts = [await part for part in self._data.of(self._client, request.frame)]
             future = self._client.submit(_far.run_call, request, key, *parts, key=key, pure=False)
             self._futures[number] = future
-            answers = await future
+            answers, statistics = await future
+            self._on_statistics(statistics)
         except asyncio.CancelledError as error:
             if number in self._futures:  # or else it was called off
                 receive(self._explain(error))
@@ -177,6 +197,7 @@ class Connection:
     def _explain(self, error: BaseException) -> BaseException:
         if isinstance(error, distributed.KilledWorker):
             killed: Any = error
+            self._count_soon()
             return WorkerLostError(killed.last_worker.address)
         if isinstance(error, ClusterError):
             return error
@@ -218,13 +239,35 @@ class Connection:
         with contextlib.suppress(OSError, TimeoutError, ValueError):
             await asyncio.wait_for(run, seconds)
 
+    def _count_soon(self) -> None:
+        async def count() -> None:
+            # Where the scheduler is gone, the calls will say so.
+            with contextlib.suppress(OSError, RuntimeError):
+                await self.count_workers()
+
+        if self._counting is None or self._counting.done():
+            self._counted = time.monotonic()
+            self._counting = asyncio.ensure_future(count())
+
     def _receive_event(self, event: tuple[float, Event]) -> None:
-        self._on_event(event[1])
+        message = event[1]
+        if "stopped" in message:
+            self._on_statistics(pickle.loads(message["statistics"]))
+            self._stopped(message["stopped"])
+        else:
+            self._on_event(message)
 
     def _keep(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
         _kept.add(task)
         task.add_done_callback(_kept.discard)
+
+
+async def _within(seconds: float, work: Awaitable[object], otherwise: str) -> None:
+    try:
+        await asyncio.wait_for(work, seconds)
+    except TimeoutError as error:
+        raise TimeoutError(f"{otherwise} within {seconds:g} seconds") from error
 
 
 _kept: set[Any] = set()

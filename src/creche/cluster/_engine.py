@@ -22,7 +22,6 @@ from .._pool._call_engine import CallEngine
 from .._pool._calls import CallState, PoolCall
 from .._pool._chunks import Chunk
 from .._pool._options import PoolOptions
-from .._pool._statistics import PoolStatistics
 from .._wire._payloads import Serializer
 from ._address import Address
 from ._answers import (
@@ -41,6 +40,7 @@ from ._errors import ClusterError
 from ._frames import CallerSerializer, ModuleSerializer, make_frame
 from ._loop_thread import LoopThread
 from ._requests import CallRequest, Event, PoolSetup
+from ._statistics import ClusterStatistics
 
 _logger = logging.getLogger("creche")
 
@@ -78,9 +78,8 @@ class ClusterEngine(CallEngine):
         self.serializer = CallerSerializer(plain, data.keep)
         self._setup_serializer: Serializer = plain
         super().__init__(dataclasses.replace(options, serializer=self.serializer))
-        self.scheduler = CallCounts(self)
         self.running: dict[int, PoolCall] = {}
-        self.restarts = 0
+        self.scheduler = ClusterStatistics(self.running)
         self._cluster = cluster
         self._numbers = itertools.count(1)
         self._number_of: dict[PoolCall, int] = {}
@@ -107,6 +106,8 @@ class ClusterEngine(CallEngine):
             self._setup,
             cluster.retries,
             data,
+            lambda workers: self._post(lambda: self._on_workers(workers)),
+            lambda news: self._post(lambda: self.scheduler.hear(news)),
             lambda event: self._post(lambda: self._on_event(event)),
             lambda error: self._post(lambda: self._on_lost(error)),
         )
@@ -118,8 +119,6 @@ class ClusterEngine(CallEngine):
         if self._lost is not None:
             call.fail(self._lost)
             return
-        if self._connection.workers not in (0, self.options.workers):
-            self.options = dataclasses.replace(self.options, workers=self._connection.workers)
         number = next(self._numbers)
         self.running[number] = call
         self._number_of[call] = number
@@ -188,10 +187,8 @@ class ClusterEngine(CallEngine):
                 call.answers += 1
                 call.deliver(answer.number, answer.last, answer.seconds, found)
             elif isinstance(answer, Death):
-                self.restarts += 1
                 call.died(found, answer.begun)
             elif isinstance(call, Chunk):
-                self.restarts += 1
                 call.time_out()
         if not call.done:
             self._fail(call, ClusterError(f"a call of {self.options.name!r} was lost"))
@@ -204,6 +201,12 @@ class ClusterEngine(CallEngine):
             call.deliver(call.answers, True, 0.0, Undecodable(error, call.left))
         else:
             call.fail(error)
+
+    def _on_workers(self, threads: dict[str, int]) -> None:
+        self.scheduler.workers_are(threads)
+        places = sum(threads.values())
+        if places:  # or else calls wait for a worker to come
+            self.options = dataclasses.replace(self.options, workers=places)
 
     def _on_event(self, event: Event) -> None:
         if "progress" in event:
@@ -256,7 +259,6 @@ class ClusterEngine(CallEngine):
                 cluster.connect_timeout,
             )
         )
-        self.options = dataclasses.replace(self.options, workers=max(1, self._connection.workers))
 
     async def wait_for_calls(self) -> None:
         self.closed = True
@@ -316,41 +318,6 @@ class ClusterEngine(CallEngine):
         if self._thread is None:
             raise ProcessClosedError(f"pool {self.options.name!r} is closed")
         self._thread.call(callback)
-
-
-class CallCounts:
-    """What became of the calls."""
-
-    def __init__(self, engine: ClusterEngine) -> None:
-        self.on_change: Callable[[], None] | None = None
-        self.cancelled = 0
-        self._engine = engine
-        self._done = 0
-        self._failed = 0
-
-    def count(self, *, done: int = 0, failed: int = 0) -> None:
-        self._done += done
-        self._failed += failed
-
-    def statistics(self) -> PoolStatistics:
-        """Return how things are; of the workers, what this side knows."""
-        engine = self._engine
-        workers = 0 if engine.options.workers is math.inf else int(engine.options.workers)
-        under_way = len(engine.running)
-        busy = min(under_way, workers)
-        return PoolStatistics(
-            workers_alive=workers,
-            workers_starting=0,
-            workers_idle=workers - busy,
-            workers_busy=busy,
-            calls_queued=under_way - busy,
-            calls_running=busy,
-            calls_done=self._done,
-            calls_failed=self._failed,
-            calls_cancelled=self.cancelled,
-            restarts=engine.restarts,
-            workers=(),
-        )
 
 
 class _Stopping:

@@ -10,11 +10,12 @@ from ._answers import Answers, PickledFailure, PickledValue
 from ._dask import DaskWorker, distributed
 from ._far_pool import FarPool
 from ._requests import PLUGIN_NAME, CallRequest
+from ._statistics import FarStatistics
 
 _logger = logging.getLogger("creche")
 
 
-async def run_call(request: CallRequest, key: Any, *parts: bytes) -> Answers:
+async def run_call(request: CallRequest, key: Any, *parts: bytes) -> tuple[Answers, FarStatistics]:
     """What Dask runs for each call of a pool, in the event loop of the worker."""
     return await _host().run(request, key, parts)
 
@@ -77,14 +78,17 @@ class CrecheHost(distributed.WorkerPlugin):  # type: ignore[misc]
             pool, number = self._keys[key]
             pool.stop_soon(number)
 
-    async def run(self, request: CallRequest, key: Any, parts: tuple[bytes, ...]) -> Answers:
+    async def run(
+        self, request: CallRequest, key: Any, parts: tuple[bytes, ...]
+    ) -> tuple[Answers, FarStatistics]:
         pool = self.pools.get(request.setup.pool)
         if pool is None:
             pool = FarPool(self.worker, request.setup)
             self.pools[request.setup.pool] = pool
         self._keys[key] = pool, request.number
         try:
-            return await pool.run(request, parts)
+            answers = await pool.run(request, parts)
+            return answers, pool.statistics()
         finally:
             del self._keys[key]
 

@@ -20,6 +20,7 @@ from ._far_requests import relays
 from ._far_setup import begin, end
 from ._frames import RelayingSerializer
 from ._requests import CallRequest, PoolSetup, topic_of
+from ._statistics import FarStatistics
 from ._versions import this_side
 
 # How often a call may tell the caller of its progress, in seconds.
@@ -82,6 +83,10 @@ class FarPool:
             self._engine.forget(call)
             self._flush_report(number)
 
+    def statistics(self) -> FarStatistics:
+        """Return how its processes are."""
+        return FarStatistics.take(self._worker.address, self._engine.scheduler.statistics())
+
     # --- stopping -------------------------------------------------------------------------------
 
     def stop_soon(self, number: int) -> None:
@@ -108,6 +113,8 @@ class FarPool:
                 await stopping.wait_gone()
         finally:
             ended.set()
+            # The caller asks all workers, and one of those may not answer.
+            self.tell({"stopped": number, "statistics": pickle.dumps(self.statistics(), 5)})
 
     def _time_out(self, call: FarCall) -> None:
         if call.done:
