@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from support import TIMEOUT
+from support import TIMEOUT, wait_until_gone
 
 MARKER = "CRECHE_TEST_PROGRAM"
 TESTS = Path(__file__).parent
@@ -114,7 +114,8 @@ class Program:
         """Wait until all of its processes are gone; return those that are not."""
         deadline = time.monotonic() + timeout
         while (left := self.processes()) and time.monotonic() < deadline:
-            time.sleep(0.01)
+            for pid in left:
+                wait_until_gone(pid, deadline - time.monotonic())
         return left
 
     def files_left(self) -> list[str]:

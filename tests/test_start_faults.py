@@ -336,9 +336,12 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.either_backend
 def test_no_descriptors(program: Program, start_method: str, anyio_backend: str) -> None:
     path = program.write(NO_DESCRIPTORS)
-    check_output(program.run(path, start_method, anyio_backend, "warm", 0, 20), "done")
+    # Forty starts, for some methods at half a second each.
+    result = program.run(path, start_method, anyio_backend, "warm", 0, 20, timeout=100)
+    check_output(result, "done")
 
 
 @pytest.mark.either_backend
