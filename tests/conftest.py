@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import multiprocessing
 import os
 import signal
-import sys
 import tempfile
 import threading
 import time
-import uuid
 import zlib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
-import psutil
 import pytest
 from scripts import Program
-from support import NOT_OURS, START_METHODS, Announcements, double, is_server, sockets_and_pipes
+from support import NOT_OURS, START_METHODS, Announcements, double, sockets_and_pipes
 
 import creche
-from creche._leftovers import is_used_elsewhere
+from creche._leftovers import Inventory, mark_children
 
-# Whoever inherits this from the tests is theirs, whatever became of its parent.
-MARKER = "CRECHE_TESTS"
-os.environ[MARKER] = _marker = uuid.uuid4().hex
+mark_children()  # whoever is started from here on is the tests', whatever becomes of its parent
 
-# What multiprocessing calls the semaphores that it makes from here on, here and in children.
+# What multiprocessing calls the semaphores that it makes from here on, here and in children. The
+# machine may have other users.
 _SEMAPHORES = f"mp-{os.getpid()}"
 _config: dict[str, object] = vars(multiprocessing.current_process())["_config"]
 _config["semprefix"] = f"/{_SEMAPHORES}"
@@ -121,43 +117,6 @@ def machinery() -> None:
     anyio.run(use, "creche", "forkserver", backend="asyncio")
 
 
-@dataclass(frozen=True)
-class Inventory:
-    """What a test could leave behind."""
-
-    # All of the machine: looking for ours among them takes long, and is left to those that are new.
-    processes: frozenset[int]
-    descriptors: int
-    creche_threads: tuple[str, ...]
-    shared_memory: frozenset[str]
-
-    @classmethod
-    def take(cls) -> Inventory:
-        return cls(
-            frozenset(psutil.pids()), _count_descriptors(), _creche_threads(), _shared_memory()
-        )
-
-    def beyond(self, before: Inventory) -> list[str]:
-        """Describe what is here and was not there before."""
-        found = [
-            f"process {_describe(pid)}"
-            for pid in self.processes - before.processes
-            if _is_ours(pid) and not is_server(pid) and _describe(pid)
-        ]
-        if self.descriptors > before.descriptors:
-            found.append(
-                f"{self.descriptors - before.descriptors} descriptors, now open: {_descriptors()}"
-            )
-        if len(self.creche_threads) > CRECHE_THREADS:
-            found.append(f"threads, now running: {self.creche_threads}")
-        found += [
-            f"/dev/shm/{name}"
-            for name in self.shared_memory - before.shared_memory
-            if not is_used_elsewhere(name)
-        ]
-        return found
-
-
 @pytest.fixture(autouse=True)
 def nothing_left_over(machinery: None) -> Iterator[None]:
     """Fail a test that leaves processes, zombies, descriptors, threads or shared memory behind."""
@@ -167,63 +126,22 @@ def nothing_left_over(machinery: None) -> Iterator[None]:
     # What was killed and never awaited, such as a grandchild, may take a moment to go; so may a
     # thread that was told to end.
     deadline = time.monotonic() + 10
-    while (left := Inventory.take().beyond(before)) and time.monotonic() < deadline:
+    now = Inventory.take()
+    while (left := _left_over(now, before)) and time.monotonic() < deadline:
         gc.collect()  # a failed test's traceback keeps objects alive
         time.sleep(0.01)
+        now = now.later()
     assert not left, f"left over: {left}"
     assert threading.active_count() <= threads + OTHER_THREADS, threading.enumerate()
 
 
-def _is_ours(pid: int) -> bool:
-    """Whether it is a descendant, be it a zombie, or an orphan that was a descendant once."""
-    if sys.platform == "linux" and _is_marked(pid):
-        return True
-    try:
-        return os.getpid() in [parent.pid for parent in psutil.Process(pid).parents()]
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _is_marked(pid: int) -> bool:
-    try:
-        environment = Path(f"/proc/{pid}/environ").read_bytes()
-    except OSError:
-        return False
-    return f"{MARKER}={_marker}".encode() in environment.split(b"\0")
-
-
-def _describe(pid: int) -> str:
-    try:
-        process = psutil.Process(pid)
-        return f"{pid} ({process.status()}): {' '.join(process.cmdline())}"
-    except psutil.ZombieProcess:  # which counts as one that is gone, elsewhere
-        return f"{pid} (zombie)"
-    except psutil.NoSuchProcess:
-        return ""
-
-
-def _count_descriptors() -> int:
-    return len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0
-
-
-def _descriptors() -> list[str]:
-    found = []
-    for descriptor in os.listdir("/proc/self/fd"):
-        try:
-            found.append(f"{descriptor} -> {os.readlink(f'/proc/self/fd/{descriptor}')}")
-        except OSError:
-            continue
+def _left_over(now: Inventory, before: Inventory) -> list[str]:
+    # Threads are counted: those of libraries may stay for a while, and creche's must not grow more.
+    segments = {name for name in now.segments if name.startswith(("psm_", f"sem.{_SEMAPHORES}-"))}
+    now = dataclasses.replace(now, threads=before.threads, segments=frozenset(segments))
+    found = now.beyond(before)
+    names = [thread.name for thread in threading.enumerate()]
+    ours = [name for name in names if name.startswith("creche-")]
+    if len(ours) > CRECHE_THREADS:
+        found.append(f"threads, now running: {ours}")
     return found
-
-
-def _creche_threads() -> tuple[str, ...]:
-    names = (thread.name for thread in threading.enumerate())
-    return tuple(name for name in names if name.startswith("creche-"))
-
-
-def _shared_memory() -> frozenset[str]:
-    """What multiprocessing makes there; the machine may have other users."""
-    if sys.platform != "linux":
-        return frozenset()
-    ours = ("psm_", f"sem.{_SEMAPHORES}-")
-    return frozenset(name for name in os.listdir("/dev/shm") if name.startswith(ours))

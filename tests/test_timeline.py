@@ -633,9 +633,12 @@ def test_program_that_is_a_module(program: Program) -> None:
     done = program.run("-m", "creche", "timeline", "-m", "package.program", "a")
     assert done.returncode == 0, done.stderr
     assert done.stdout == "got 3 ['a']\n"
-    done = program.run("-m", "creche", "timeline", "-m", "no.such")
-    assert done.returncode == 1
-    assert "ImportError: there is no module no.such" in done.stderr
+    (program.folder / "timeline.html").unlink()
+    for name in ("no.such", "nosuch", "package.nosuch", "package"):
+        done = program.run("-m", "creche", "timeline", "-m", name)
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"python -m creche: there is no module {name}")
+    assert not (program.folder / "timeline.html").exists()  # nor would an earlier one be lost
     done = program.run("-m", "creche", "timeline", "no-such.py")
     assert done.returncode == 2
     assert done.stderr == "python -m creche: there is no file no-such.py\n"

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 
-from ._running import run_program, without_own_frames
+from ._running import check_program, run_program, without_own_frames
 
 MONITOR = """\
 Run a program and show, in the terminal, a live table of the processes that it starts with creche:
@@ -29,11 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         watching = _monitor(options) if options.command == "monitor" else _timeline(options)
-    except ImportError as error:
+        check_program(options.program, is_module=options.module)
+    except (ImportError, FileNotFoundError) as error:
         print(f"python -m creche: {error}", file=sys.stderr)
-        return 2
-    if not options.module and not os.path.exists(options.program):
-        print(f"python -m creche: there is no file {options.program}", file=sys.stderr)
         return 2
     try:
         with contextlib.ExitStack() as stack:

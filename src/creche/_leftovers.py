@@ -39,8 +39,8 @@ _LASTING_THREADS = ("creche-", "Trio thread ")
 class Inventory:
     """What is there."""
 
-    processes: frozenset[tuple[int, object]]
-    """Process ids, each with the time of the start where that is known: ids are used again."""
+    processes: frozenset[int]
+    """The ids of all there are. Which of them are ours takes longer, and is asked of new ones."""
     threads: frozenset[threading.Thread]
     descriptors: dict[int, str]
     """What each refers to."""
@@ -65,8 +65,8 @@ class Inventory:
         """Describe what is here, was not there before, and is not creche's own machinery."""
         found = [
             _describe_process(pid)
-            for pid, _ in sorted(self.processes - before.processes, key=lambda found: found[0])
-            if not _is_machinery(pid)
+            for pid in sorted(self.processes - before.processes)
+            if _is_ours(pid) and not _is_machinery(pid)
         ]
         found += [
             f"thread {thread.name!r}{' (a daemon)' if thread.daemon else ''}"
@@ -98,27 +98,25 @@ def mark_children() -> None:
 # --- processes ------------------------------------------------------------------------------------
 
 
-def _processes() -> Iterable[tuple[int, object]]:
-    """Descendants, zombies as well, and orphans that were started from here."""
+def _processes() -> Iterable[int]:
     if not _HAS_PROC:
-        return [(pid, None) for pid in _children_without_proc()]
-    parents: dict[int, int] = {}
-    starts: dict[int, object] = {}
-    for entry in os.listdir(_PROC):
-        if entry.isdigit():
-            fields = _stat(int(entry))
-            if fields is not None:
-                parents[int(entry)], starts[int(entry)] = int(fields[1]), fields[19]
-    ours = {os.getpid()}
-    growing = True
-    while growing:
-        more = {pid for pid, parent in parents.items() if parent in ours} - ours
-        ours |= more
-        growing = bool(more)
+        return _children_without_proc()
+    return [int(entry) for entry in os.listdir(_PROC) if entry.isdigit()]
+
+
+def _is_ours(pid: int) -> bool:
+    """Whether it is a descendant, be it a zombie, or an orphan that was started from here."""
+    if not _HAS_PROC:
+        return True
     marker = _own_marker()
-    if marker is not None:
-        ours |= {pid for pid in parents if pid not in ours and _has(pid, marker)}
-    return [(pid, starts[pid]) for pid in ours - {os.getpid()}]
+    if marker is not None and _has(pid, marker):
+        return True
+    ancestor = pid
+    while ancestor > 1 and (fields := _stat(ancestor)) is not None:
+        ancestor = int(fields[1])
+        if ancestor == os.getpid():
+            return True
+    return False
 
 
 def _stat(pid: int) -> list[str] | None:
@@ -219,12 +217,11 @@ def _segments() -> Iterable[str]:
 
 def is_used_elsewhere(name: str) -> bool:
     """Whether a process uses a segment that was not started from here: another run of tests."""
-    ours = {pid for pid, _ in _processes()} | {os.getpid()}
     path = f"{_SEGMENTS / name}"
-    for entry in os.listdir(_PROC) if _HAS_PROC else ():
-        if entry.isdigit() and int(entry) not in ours and path in _read(int(entry), "maps"):
-            return True
-    return False
+    return any(
+        path in _read(pid, "maps") and pid != os.getpid() and not _is_ours(pid)
+        for pid in (_processes() if _HAS_PROC else ())
+    )
 
 
 # --- what lasts as long as the application --------------------------------------------------------

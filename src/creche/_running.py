@@ -12,6 +12,18 @@ from importlib.machinery import ModuleSpec, SourceFileLoader
 from typing import Any
 
 
+def check_program(program: str, *, is_module: bool = False) -> None:
+    """Check that there is such a program, before anything is done for it.
+
+    :raises ImportError: if there is no such module
+    :raises FileNotFoundError: if there is no such script
+    """
+    if is_module:
+        _find_spec(program)
+    elif not os.path.exists(program):
+        raise FileNotFoundError(f"there is no file {program}")
+
+
 def run_program(program: str, arguments: Sequence[str], *, is_module: bool = False) -> None:
     """Run a script, or a module as ``python -m`` does, as the main program.
 
@@ -56,7 +68,7 @@ _kept: list[types.ModuleType] = []
 """Main modules of which something runs still, and which nothing else refers to."""
 
 
-def _find_module(name: str) -> tuple[ModuleSpec, Any]:
+def _find_spec(name: str) -> ModuleSpec:
     try:
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.submodule_search_locations is not None:  # a package
@@ -64,10 +76,17 @@ def _find_module(name: str) -> tuple[ModuleSpec, Any]:
             spec = importlib.util.find_spec(name)
     except ModuleNotFoundError as error:  # a package above it
         raise ImportError(f"there is no module {name}: {error}", name=name) from None
-    get_code = None if spec is None else getattr(spec.loader, "get_code", None)
-    code = None if get_code is None else get_code(name)
-    if spec is None or code is None:
-        raise ImportError(f"there is no module {name} that can be run", name=name)
+    if spec is None:
+        raise ImportError(f"there is no module {name}", name=name)
+    return spec
+
+
+def _find_module(name: str) -> tuple[ModuleSpec, Any]:
+    spec = _find_spec(name)
+    get_code = getattr(spec.loader, "get_code", None)
+    code = None if get_code is None else get_code(spec.name)
+    if code is None:
+        raise ImportError(f"there is no module {spec.name} that can be run", name=spec.name)
     return spec, code
 
 

@@ -393,6 +393,9 @@ class Supervisor:
     async def remove(self, name: str) -> None:
         """Stop a child for good; return when it is gone. Its name is free then.
 
+        A process that even SIGKILL does not end is not waited for: its :class:`ChildExited` event
+        has a :exc:`ProcessStuckError`.
+
         Cancellation does not call that off.
 
         :param name: the name of the child

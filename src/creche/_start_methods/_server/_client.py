@@ -127,7 +127,7 @@ class Server:
         self._dismiss_if_retired()
 
     def has_ended(self) -> bool:
-        """Whether a retired server has ended, and can be forgotten. Does not block."""
+        """Whether all of its processes have ended, and are collected. Does not block."""
         if not self._lock.acquire(blocking=False):
             return False
         try:
@@ -141,6 +141,7 @@ class Server:
 
     def processes(self) -> list[ServerProcess]:
         """Those that run: the one that takes requests, and those that still have children."""
+        self.has_ended()  # so that one that somebody has killed is no zombie until the next start
         processes = [*self._former, self._process]
         return [process for process in processes if process is not None and not process.has_ended()]
 
