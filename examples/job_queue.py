@@ -295,26 +295,28 @@ class Work:
         if jobs:
             print(f"all workers died; released: {numbers(jobs)}", flush=True)
         # A job that kills its worker is no reason to give up: it gets ATTEMPTS workers, not more.
-        async with open_supervisor(
-            name="jobs",
-            stop=StopPolicy(grace=GRACE),
-            stop_order="together",
-            intensity=1000,
-            period=1.0,
-            backoff=Backoff(maximum=1.0),
-        ) as supervisor:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(cancel_on_signal, tasks.cancel_scope)
-                tasks.start_soon(self._release_claims, supervisor.events())
-                for number in range(1, workers + 1):
-                    await supervisor.start(
-                        work_off, self._path, self._run, self._lease, name=f"worker-{number}"
-                    )
-                print(f"process {os.getpid()} has {workers} workers", flush=True)
-                tasks.start_soon(self._kill_the_overdue, supervisor)
-                if until_empty:
-                    await self._wait_until_empty()
-                    tasks.cancel_scope.cancel()
+        async with (
+            open_supervisor(
+                name="jobs",
+                stop=StopPolicy(grace=GRACE),
+                stop_order="together",
+                intensity=1000,
+                period=1.0,
+                backoff=Backoff(maximum=1.0),
+            ) as supervisor,
+            anyio.create_task_group() as tasks,
+        ):
+            tasks.start_soon(cancel_on_signal, tasks.cancel_scope)
+            tasks.start_soon(self._release_claims, supervisor.events())
+            for number in range(1, workers + 1):
+                await supervisor.start(
+                    work_off, self._path, self._run, self._lease, name=f"worker-{number}"
+                )
+            print(f"process {os.getpid()} has {workers} workers", flush=True)
+            tasks.start_soon(self._kill_the_overdue, supervisor)
+            if until_empty:
+                await self._wait_until_empty()
+                tasks.cancel_scope.cancel()
         # What was not finished within the grace period is not to blame for that.
         await self._call(lambda: self._store.release_all(blame=False))
 
