@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextvars
 import socket
 from collections.abc import Callable
 from typing import Any
 
-import anyio
-
 from ._loop_poller import loop_poller
-from ._loops import EventLoop, Latch, loop_context, post, post_in, spawn
+from ._loops import EventLoop, loop_context, post, post_in
 from ._platform import ParentWire
+from ._served_calls import ServedCalls
 from ._wire._framing import BadFrameError, FrameKind, Section
-from ._wire._outcomes import exception_message, failure_message, value_message
+from ._wire._outcomes import Outcome, Value, exception_message, failure_message, value_message
 from ._wire._payloads import TooHeavyError
 from ._wire._requests import (
     Message,
@@ -28,11 +26,6 @@ from ._wire._requests import (
     number_of,
 )
 from ._worker_threads import WorkerThreads
-
-# The server on whose behalf the current task runs.
-_serving: contextvars.ContextVar[RequestServer | None] = contextvars.ContextVar(
-    "creche_serving", default=None
-)
 
 
 class RequestServer:
@@ -53,9 +46,8 @@ class RequestServer:
         self._send_over_wire = send
         self._line: ParentWire | None = None
         self._messages = MessageReader()
-        self._running: dict[int, Callable[[], None]] = {}
+        self._calls: ServedCalls[int] = ServedCalls(loop)
         self._closed = False
-        self._over = Latch()
 
     # --- from the watcher -----------------------------------------------------------------------
 
@@ -80,7 +72,7 @@ class RequestServer:
     def close(self) -> None:
         """The process has ended."""
         self._closed = True
-        if (self._running or self._line is not None) and not self._post(self._stop_serving):
+        if (self._calls or self._line is not None) and not self._post(self._stop_serving):
             line, self._line = self._line, None
             if line is not None:
                 line.forget()  # the event loop is closed, and waits for nothing
@@ -94,12 +86,10 @@ class RequestServer:
 
     async def wait_over(self) -> None:
         """Wait until nothing runs on behalf of the process, which has ended."""
-        # A function that the process has called may itself wait for the end of the process.
-        if self._running and _serving.get() is not self:
+        if self._calls:
             self._closed = True
-            self._stop_serving()
-            with anyio.CancelScope(shield=True):
-                await self._over.wait()
+            self._close_line()
+            await self._calls.wait_over()
 
     def _attach(self, sock: socket.socket) -> None:
         if self._closed or self._line is not None:
@@ -126,7 +116,7 @@ class RequestServer:
 
     def _serve(self, message: Message) -> None:
         if message[0] == FrameKind.WITHDRAWN:
-            self._withdraw(number_of(message))
+            self._calls.cancel(number_of(message))
         elif is_heavy(message):
             self._in_thread(lambda: self._load(message))
         else:
@@ -146,46 +136,18 @@ class RequestServer:
             self._call(message, func, args)
 
     def _call(self, message: Message, func: Callable[..., Any], args: tuple[Any, ...]) -> None:
-        if self._closed:
-            return
-        number = number_of(message)
-        if awaits(message):
-            self._call_async(number, func, args)
-            return
-        try:
-            value = func(*args)
-        except BaseException as error:
-            self._reply(encode_reply(number, exception_message(error)))
+        if not self._closed:
+            self._calls.call(number_of(message), func, args, self._settle, awaits=awaits(message))
+
+    def _settle(self, number: int, outcome: Outcome) -> None:
+        if isinstance(outcome, Value):
+            self._reply_value(number, outcome.value)
         else:
-            self._reply_value(number, value)
-
-    def _call_async(self, number: int, func: Callable[..., Any], args: tuple[Any, ...]) -> None:
-        async def run() -> None:
-            _serving.set(self)
-            try:
-                value = await func(*args)
-            except BaseException as error:
-                self._reply(encode_reply(number, exception_message(error)))
-                if isinstance(error, anyio.get_cancelled_exc_class()):
-                    raise
-            else:
-                self._reply_value(number, value)
-            finally:
-                del self._running[number]
-                if self._closed and not self._running:
-                    self._over.set()
-
-        self._running[number] = spawn(self._loop, run)
-
-    def _withdraw(self, number: int) -> None:
-        cancel = self._running.get(number)
-        if cancel is not None:
-            cancel()
+            self._reply(encode_reply(number, exception_message(outcome.exception)))
 
     def _stop_serving(self) -> None:
         self._close_line()
-        for cancel in list(self._running.values()):
-            cancel()
+        self._calls.cancel_all()
 
     # --- from any thread ------------------------------------------------------------------------
 

@@ -6,10 +6,10 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import anyio
-
 from .._errors import SerializationError
-from .._loops import EventLoop, loop_context, spawn
+from .._loops import EventLoop, loop_context
+from .._served_calls import ServedCalls
+from .._wire._outcomes import Failure, Outcome
 from .._wire._payloads import Serializer
 from ._answers import PickledFailure, PickledValue, pickle_exception
 
@@ -23,12 +23,10 @@ class RequestServer:
     """
 
     def __init__(self, loop: EventLoop, serializer: Serializer, reply: Reply) -> None:
-        self._loop = loop
         self._context = loop_context(loop)
         self._serializer = serializer
         self._reply = reply
-        self._running: dict[tuple[str, int], Callable[[], None]] = {}
-        self._idle = anyio.Event()
+        self._calls: ServedCalls[tuple[str, int]] = ServedCalls(loop)
 
     def serve(self, worker: str, number: int, data: bytes, awaits: bool) -> None:
         """Call a function; in the event loop."""
@@ -36,17 +34,11 @@ class RequestServer:
 
     def withdraw(self, worker: str, number: int) -> None:
         """Nobody waits for what comes of a request any more."""
-        cancel = self._running.get((worker, number))
-        if cancel is not None:
-            cancel()
+        self._calls.cancel((worker, number))
 
     async def close(self) -> None:
         """Cancel what runs, and wait for its end."""
-        for cancel in list(self._running.values()):
-            cancel()
-        while self._running:
-            self._idle = anyio.Event()
-            await self._idle.wait()
+        await self._calls.wait_over()
 
     def _serve(self, worker: str, number: int, data: bytes, awaits: bool) -> None:
         try:
@@ -59,41 +51,23 @@ class RequestServer:
             )
             self._reply(worker, number, pickle_exception(failure))
             return
-        if not awaits:
-            try:
-                value = func(*args)
-            except BaseException as error:
-                self._reply(worker, number, pickle_exception(error))
-            else:
-                self._reply_value(worker, number, value)
-            return
+        self._calls.call((worker, number), func, args, self._settle, awaits=awaits)
 
-        async def run() -> None:
-            try:
-                value = await func(*args)
-            except BaseException as error:
-                self._reply(worker, number, pickle_exception(error))
-                if isinstance(error, anyio.get_cancelled_exc_class()):
-                    raise
-            else:
-                self._reply_value(worker, number, value)
-            finally:
-                del self._running[worker, number]
-                self._idle.set()
+    def _settle(self, request: tuple[str, int], outcome: Outcome) -> None:
+        self._reply(*request, self._pickle(outcome))
 
-        self._running[worker, number] = spawn(self._loop, run)
-
-    def _reply_value(self, worker: str, number: int, value: object) -> None:
+    def _pickle(self, outcome: Outcome) -> PickledValue | PickledFailure:
+        if isinstance(outcome, Failure):
+            return pickle_exception(outcome.exception)
         try:
-            data = self._serializer.dumps(value)
+            return PickledValue(self._serializer.dumps(outcome.value))
         except BaseException as error:
             failure = SerializationError(
                 "the result of the function that the caller called, of type"
-                f" {type(value).__qualname__}, cannot be pickled ({type(error).__name__}: {error})"
+                f" {type(outcome.value).__qualname__}, cannot be pickled"
+                f" ({type(error).__name__}: {error})"
             )
-            self._reply(worker, number, pickle_exception(failure))
-        else:
-            self._reply(worker, number, PickledValue(data))
+            return pickle_exception(failure)
 
 
 def _in_main(name: str | None) -> Any:
