@@ -42,6 +42,11 @@ def add(left: int, right: int) -> int:
     return left + right
 
 
+async def add_at_once(left: int, right: int) -> int:
+    """Ends without having waited."""
+    return left + right
+
+
 def request_id() -> str:
     return REQUEST_ID.get()
 

@@ -124,7 +124,8 @@ def spawn(loop: EventLoop, run: Callable[[], Awaitable[None]]) -> Callable[[], N
             await run()
 
     if isinstance(loop, asyncio.AbstractEventLoop):
-        running = loop.create_task(task())
+        # Not create_task(): an eager factory would run it before anybody knows what cancels it.
+        running = asyncio.Task(task(), loop=loop)
         _tasks.add(running)
         running.add_done_callback(_tasks.discard)
     else:
