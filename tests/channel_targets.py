@@ -114,11 +114,12 @@ async def in_grandchild_async(func: Callable[..., Any], end: Any, *args: Any) ->
 
 def wait_for_ever_in(method: str, end: Any, path: str) -> None:
     """Wait in a blocking call of an end that will never return."""
-    announce(path)
     if method == "send_sync":
+        announce(path)
         while True:
             end.send_sync(0)
     try:
+        announce(path)  # in here, as the request to stop may come at once
         end.receive_sync()
     finally:
         announce(path, "unwound")
