@@ -7,6 +7,7 @@ so cannot be that parent.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -123,6 +124,10 @@ class Program:
         return sorted(
             str(path.relative_to(self.temporary_files)) for path in self.temporary_files.rglob("*")
         )
+
+    def remove_files_left(self) -> None:
+        shutil.rmtree(self.temporary_files)
+        self.temporary_files.mkdir()
 
     @staticmethod
     def _command(arguments: Sequence[object]) -> list[str]:
