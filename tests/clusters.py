@@ -9,13 +9,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import anyio
 import psutil
 import pytest
+from cluster_targets import sleep_in_first_run
 from dask_apart import distributed as distributed
 from support import TIMEOUT
 
@@ -127,6 +128,26 @@ class TestCluster:
 def pool_on(cluster: TestCluster, **options: Any) -> creche.cluster.ClusterPool:
     options.setdefault("stop", creche.StopPolicy(grace=1))
     return creche.cluster.open_pool(scheduler_file=cluster.file, **options)
+
+
+async def check_retried(
+    cluster: TestCluster, path: Path, lose: Callable[[int], object], seconds: float
+) -> int:
+    """Check that a call is run again whose process is lost; return which that was."""
+    values: list[int] = []
+
+    async def call() -> None:
+        values.append(await pool.run(sleep_in_first_run, str(path)))
+
+    async with pool_on(cluster, retries=1) as pool:
+        await cluster.wait_for_workers(pool)
+        with anyio.fail_after(seconds):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(call)
+                (pid,) = await pids_in(path)
+                lose(pid)
+    assert values == [2]
+    return pid
 
 
 async def pids_in(path: Path, number: int = 1) -> list[int]:

@@ -168,8 +168,6 @@ def open_descriptors() -> Iterator[int]:
 @contextlib.contextmanager
 def descriptors_left(number: int) -> Iterator[None]:
     """Nothing can open more descriptors than that."""
-    import resource
-
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     taken: list[int] = []
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(open_descriptors()) + number + 2, hard))

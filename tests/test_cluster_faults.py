@@ -11,8 +11,8 @@ from pathlib import Path
 
 import anyio
 import pytest
-from cluster_targets import double, sleep, sleep_in_first_run
-from clusters import MARKS, TIMEOUT, TestCluster, pids_in, pool_on, runs, until_gone
+from cluster_targets import double, sleep
+from clusters import MARKS, TIMEOUT, TestCluster, check_retried, pids_in, pool_on, runs, until_gone
 from clusters import nothing_left_over as nothing_left_over
 
 import creche
@@ -94,20 +94,9 @@ async def test_worker_that_is_killed_under_a_map(cluster: TestCluster, tmp_path:
 
 
 async def test_retries(cluster: TestCluster, tmp_path: Path) -> None:
-    path = tmp_path / "pids"
-    values: list[int] = []
-
-    async def call() -> None:
-        values.append(await pool.run(sleep_in_first_run, str(path)))
-
-    async with pool_on(cluster, retries=1) as pool:
-        await cluster.wait_for_workers(pool)
-        with anyio.fail_after(30):
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(call)
-                (pid,) = await pids_in(path)
-                cluster.worker_of(pid).kill()
-    assert values == [2]
+    await check_retried(
+        cluster, tmp_path / "pids", lambda pid: cluster.worker_of(pid).kill(), seconds=30
+    )
 
 
 async def test_worker_that_is_shut_down(cluster: TestCluster, tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 import anyio
 import machines
 import pytest
-from cluster_targets import double, sleep, sleep_and_clean_up, sleep_in_first_run, wait_for
-from clusters import MARKS, TIMEOUT, TestCluster, pids_in, pool_on, runs, until_gone
+from cluster_targets import double, sleep, sleep_and_clean_up, wait_for
+from clusters import MARKS, TIMEOUT, TestCluster, check_retried, pids_in, pool_on, runs, until_gone
 from clusters import nothing_left_over as nothing_left_over
 from dask_apart import dask
 from machines import Machine, Network
@@ -99,20 +99,9 @@ async def test_machine_that_is_cut_off(
 
 
 async def test_retries(cluster: TestCluster, far: list[Machine], tmp_path: Path) -> None:
-    path = tmp_path / "pids"
-    values: list[int] = []
-
-    async def call() -> None:
-        values.append(await pool.run(sleep_in_first_run, str(path)))
-
-    async with pool_on(cluster, retries=1) as pool:
-        await cluster.wait_for_workers(pool)
-        with anyio.fail_after(TIMEOUT):
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(call)
-                (pid,) = await pids_in(path)
-                machine_of(pid, far).unplug()
-    assert values == [2]
+    pid = await check_retried(
+        cluster, tmp_path / "pids", lambda pid: machine_of(pid, far).unplug(), seconds=TIMEOUT
+    )
     await until_gone(pid, NOTICED_SECONDS)
 
 

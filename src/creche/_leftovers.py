@@ -219,7 +219,7 @@ def is_used_elsewhere(name: str) -> bool:
     """Whether a process uses a segment that was not started from here: another run of tests."""
     path = f"{_SEGMENTS / name}"
     return any(
-        path in _read(pid, "maps") and pid != os.getpid() and not _is_ours(pid)
+        pid != os.getpid() and path in _read(pid, "maps") and not _is_ours(pid)
         for pid in (_processes() if _HAS_PROC else ())
     )
 

@@ -204,8 +204,7 @@ class ClusterEngine(CallEngine):
 
     def _on_workers(self, threads: dict[str, int]) -> None:
         self.scheduler.workers_are(threads)
-        places = sum(threads.values())
-        if places:  # or else calls wait for a worker to come
+        if places := self.scheduler.places:  # or else calls wait for a worker to come
             self.options = dataclasses.replace(self.options, workers=places)
 
     def _on_event(self, event: Event) -> None:

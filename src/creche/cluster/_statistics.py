@@ -50,8 +50,9 @@ class ClusterStatistics:
     def __init__(self, under_way: Sized) -> None:
         self.on_change: Callable[[], None] | None = None
         self.cancelled = 0
+        self.places = 0
+        """How many calls the Dask workers run at once."""
         self._under_way = under_way
-        self._places = 0
         self._done = 0
         self._failed = 0
         self._heard: dict[str, FarStatistics] = {}
@@ -72,13 +73,13 @@ class ClusterStatistics:
 
         Others are gone, and their processes with them.
         """
-        self._places = sum(threads.values())
+        self.places = sum(threads.values())
         for gone in self._heard.keys() - threads.keys():
             self._restarts_of_gone += self._heard.pop(gone).restarts
 
     def statistics(self) -> PoolStatistics:
         """Return how things are; of the processes, as far as this side knows."""
-        places, under_way = self._places, len(self._under_way)
+        places, under_way = self.places, len(self._under_way)
         busy = min(under_way, places)
         heard = sorted(self._heard.values(), key=lambda one: one.worker)
         return PoolStatistics(
