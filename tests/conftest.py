@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import faulthandler
 import gc
 import multiprocessing
 import os
 import signal
+import sys
 import tempfile
 import threading
 import time
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from types import FrameType
 
 import anyio
 import pytest
+import pytest_timeout
 from scripts import Program
 from support import NOT_OURS, START_METHODS, Announcements, double, sockets_and_pipes
 
@@ -36,6 +40,8 @@ os.environ[NOT_OURS] = " ".join(sockets_and_pipes().values())
 
 BACKENDS = ("asyncio", "trio")
 
+STDERR = pytest.StashKey[int]()
+
 # The watcher, the starter, two picklers and the logs, however many processes there are.
 CRECHE_THREADS = 5
 # Threads that anyio, asyncio and Trio keep for a while.
@@ -44,6 +50,12 @@ OTHER_THREADS = 8
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="run every case on both backends")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Later it is a file of pytest's own, which is lost with this process.
+    assert sys.__stderr__ is not None
+    config.stash[STDERR] = os.dup(sys.__stderr__.fileno())
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -67,6 +79,37 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 left_out.add(item)
     items[:] = [item for item in items if item not in left_out]
     config.hook.pytest_deselected(items=list(left_out))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_timeout_set_timer(
+    item: pytest.Item, settings: pytest_timeout.Settings
+) -> Generator[None, object, object]:
+    """End the process whose test goes on for as long again after it was told to fail.
+
+    The exception that pytest-timeout raises may be swallowed, as by asyncio where a callback runs;
+    and what hangs may hang again when it is cancelled. The dump of all threads names the place.
+    """
+    result = yield
+    fail = signal.getsignal(signal.SIGALRM)
+    assert callable(fail)
+
+    def fail_once(signum: int, frame: FrameType | None) -> None:
+        __tracebackhide__ = True
+        signal.signal(signum, signal.SIG_DFL)
+        # From here on without Python, which may be unable to run a handler.
+        faulthandler.register(signum, file=item.config.stash[STDERR], chain=True)
+        signal.setitimer(signal.ITIMER_REAL, settings.timeout)
+        fail(signum, frame)
+
+    signal.signal(signal.SIGALRM, fail_once)
+    return result
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_timeout_cancel_timer() -> Generator[None, object, object]:
+    faulthandler.unregister(signal.SIGALRM)
+    return (yield)
 
 
 @pytest.fixture(params=BACKENDS)
