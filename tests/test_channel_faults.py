@@ -27,6 +27,7 @@ pytestmark = pytest.mark.anyio
 Ends = tuple[channel_targets.Send, channel_targets.Receive]
 
 AT_ONCE = StopPolicy(grace=0)
+TURNS = 6
 
 
 @pytest.fixture
@@ -99,25 +100,28 @@ async def test_killed_consumer_breaks_the_channel(ends: Ends, announcements: Ann
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 2, 64])
-async def test_producers_and_consumers_killed_at_any_moment(size: int) -> None:
+async def test_producers_and_consumers_killed_at_any_moment(size: int, transport: str) -> None:
     """Whoever is killed neither blocks nor corrupts the others, and loses one item at most."""
     moments = random.Random(size)
     send, receive = create_channel[Any](size)
+    come: set[tuple[int, int]] = set()
     last: dict[int, int] = {}
-    counted = 0
+    counted = late = 0
 
     async def victims(target: Any, end: Any, *args: Any) -> None:
-        for turn in range(6):
+        for turn in range(TURNS):
             with anyio.move_on_after(0.05 * moments.random()):
                 await pool.run(target, end.clone(), *(10 * arg + turn for arg in args))
 
     async def consume() -> None:
-        nonlocal counted
+        nonlocal counted, late
         while (item := await receive.receive()) != "over":
             if isinstance(item, tuple):
+                assert item not in come
+                come.add(item)
                 tag, number = item
-                assert number > last.get(tag, -1), "items of one producer keep their order"
-                last[tag] = number
+                late += number < last.get(tag, -1)
+                last[tag] = max(number, last.get(tag, -1))
             else:
                 counted += 1
 
@@ -136,6 +140,9 @@ async def test_producers_and_consumers_killed_at_any_moment(size: int) -> None:
         ):
             tasks.start_soon(consume)
             tasks.start_soon(torment)
+        # The items of one producer keep their order, but for one that comes back from a consumer
+        # which was killed before it had it.
+        assert late <= (0 if transport == "packets" else 2 * TURNS)
         # Nobody is blocked by those who are dead; one item more may fit for each of them.
         assert counted <= 300
         assert send.statistics() == creche.ChannelStatistics(size, 0, 1, 1)
@@ -146,7 +153,7 @@ async def test_producers_and_consumers_killed_at_any_moment(size: int) -> None:
             while True:
                 send.send_nowait(fits)
                 fits += 1
-        assert fits <= size + 24
+        assert fits <= size + 4 * TURNS
         send.close()
         assert [item async for item in receive] == list(range(fits))
     receive.close()
