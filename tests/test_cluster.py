@@ -34,6 +34,7 @@ from cluster_targets import (
 )
 from clusters import MARKS, TestCluster, distributed, pids_in, pool_on, runs
 from clusters import nothing_left_over as nothing_left_over
+from support import TIMEOUT
 
 import creche
 from creche.cluster import ClusterError, open_pool
@@ -300,6 +301,21 @@ async def test_addresses(cluster: TestCluster) -> None:
     with distributed.Client(address, set_as_default=False) as client:
         async with open_pool(client) as pool:
             assert await pool.run(double, 3) == 6
+
+
+async def test_results_do_not_stay_on_the_cluster(cluster: TestCluster) -> None:
+    def results(client: distributed.Client) -> int:
+        held = client.run(lambda dask_worker: len(dask_worker.data))
+        return sum(held.values())
+
+    async with pool_on(cluster) as pool:
+        address = pool._engine._connection.address  # type: ignore[attr-defined]
+        assert len(await pool.run(bytes, 1_000_000)) == 1_000_000
+        with pytest.raises(LookupError):
+            await pool.run(fail, "expected")
+        with distributed.Client(address, set_as_default=False) as client, anyio.fail_after(TIMEOUT):
+            while await anyio.to_thread.run_sync(results, client):
+                await anyio.sleep(0.01)
 
 
 async def test_nobody_there() -> None:

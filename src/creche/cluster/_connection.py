@@ -27,6 +27,11 @@ from ._versions import check_versions
 # What a Dask worker may take longer to stop a call than the stop policy says: it has to hear of it.
 _STOP_SECONDS = 10.0
 
+# How long the results of calls that are over may stay in Dask's memory when no call follows. The
+# client sends a message each 10 ms at most. One that only releases a result would hold up the next
+# call for so long; so it goes with that call.
+_RELEASE_SECONDS = 0.1
+
 # How often it is asked which workers there are, while calls begin.
 _COUNT_SECONDS = 1.0
 
@@ -64,6 +69,8 @@ class Connection:
         self._stack = AsyncExitStack()
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._futures: dict[int, Any] = {}
+        self._ended: list[Any] = []  # futures that are not released yet
+        self._releasing: asyncio.TimerHandle | None = None
         self._to_stop: dict[int, Latch] = {}  # of which the workers have not been told
         self._stopping: dict[int, Latch] = {}
         self._lost: ClusterError | None = None
@@ -121,6 +128,7 @@ class Connection:
             task.cancel()
         if self._counting is not None:
             self._counting.cancel()
+        self._release_ended()
         try:
             if self._opened and self._lost is None:
                 await self._on_all(_far.close_pool, self._setup.pool)
@@ -159,7 +167,9 @@ class Connection:
 
         async def stop() -> None:
             try:
-                await self._on_all(_far.stop_calls, self._setup.pool, numbers)
+                for answer in await self._on_all(_far.stop_calls, self._setup.pool, numbers):
+                    if isinstance(answer, FarStatistics):
+                        self._on_statistics(answer)
             finally:
                 for number in numbers:
                     self._stopped(number)
@@ -180,6 +190,7 @@ class Connection:
                 raise self._lose()
             key = self._group, number
             parts = [await part for part in self._data.of(self._client, request.frame)]
+            self._release_ended()
             future = self._client.submit(_far.run_call, request, key, *parts, key=key, pure=False)
             self._futures[number] = future
             answers, statistics = await future
@@ -192,7 +203,22 @@ class Connection:
         else:
             receive(answers)
         finally:
-            self._futures.pop(number, None)
+            if (ended := self._futures.pop(number, None)) is not None:
+                self._release_soon(ended)
+
+    def _release_soon(self, future: Any) -> None:
+        self._ended.append(future)
+        if self._releasing is None:
+            loop = asyncio.get_running_loop()
+            self._releasing = loop.call_later(_RELEASE_SECONDS, self._release_ended)
+
+    def _release_ended(self) -> None:
+        if self._releasing is not None:
+            self._releasing.cancel()
+            self._releasing = None
+        for future in self._ended:
+            future.release()
+        self._ended.clear()
 
     def _explain(self, error: BaseException) -> BaseException:
         if isinstance(error, distributed.KilledWorker):
@@ -231,13 +257,15 @@ class Connection:
             )
         )
 
-    async def _on_all(self, func: Callable[..., Any], *args: Any) -> None:
+    async def _on_all(self, func: Callable[..., Any], *args: Any) -> list[Any]:
+        """Call something on all workers; return what has come back, be it an error."""
         policy = self._setup.stop
         seconds = policy.grace + policy.kill_timeout + _STOP_SECONDS
         run: Any = self._client.run(func, *args, on_error="return")
         # Where it fails, the worker is gone, and what ran on it; or it hangs.
         with contextlib.suppress(OSError, TimeoutError, ValueError):
-            await asyncio.wait_for(run, seconds)
+            return list((await asyncio.wait_for(run, seconds)).values())
+        return []
 
     def _count_soon(self) -> None:
         async def count() -> None:

@@ -20,11 +20,15 @@ async def run_call(request: CallRequest, key: Any, *parts: bytes) -> tuple[Answe
     return await _host().run(request, key, parts)
 
 
-async def stop_calls(pool: str, numbers: list[int], *, dask_worker: DaskWorker) -> None:
+async def stop_calls(
+    pool: str, numbers: list[int], *, dask_worker: DaskWorker
+) -> FarStatistics | None:
     """Stop calls that run here, and never begin them; return when they are gone."""
     host = _hosts.get(dask_worker.id)
-    if host is not None and (found := host.pools.get(pool)) is not None:
-        await found.stop_calls(numbers)
+    if host is None or (found := host.pools.get(pool)) is None:
+        return None
+    await found.stop_calls(numbers)
+    return found.statistics()
 
 
 async def close_pool(pool: str, *, dask_worker: DaskWorker) -> None:
