@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,23 +78,30 @@ class TestCluster:
         for _ in range(workers):
             self.add_worker()
 
-    def add_worker(self, host: str = "127.0.0.1") -> None:
+    def add_worker(self, host: str = "127.0.0.1", path: Sequence[str | Path] = ()) -> None:
+        """Add a worker.
+
+        :param path: where it finds packages first
+        """
         worker = self._start(
             "dask_worker",
             *("--nthreads", "1", "--host", host),
             *("--nanny" if self._nanny else "--no-nanny", "--local-directory", str(self._folder)),
+            path=path,
         )
         self.workers.append(worker)
 
-    def _start(self, program: str, *arguments: str) -> subprocess.Popen[bytes]:
+    def _start(
+        self, program: str, *arguments: str, path: Sequence[str | Path] = ()
+    ) -> subprocess.Popen[bytes]:
         code = f"from distributed.cli.{program} import main; main()"
         command = [sys.executable, "-c", code, "--no-dashboard"]
         command += ["--scheduler-file", str(self.file), *self._tls, *arguments]
-        path = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
+        folders = [*map(str, path), str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
         with (self._folder / f"{program}-{len(self.workers)}.log").open("wb") as log:
             return subprocess.Popen(
                 command,
-                env={**os.environ, **self._settings, "PYTHONPATH": path},
+                env={**os.environ, **self._settings, "PYTHONPATH": os.pathsep.join(folders)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

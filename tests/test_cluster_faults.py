@@ -70,6 +70,28 @@ async def test_worker_that_joins(tmp_path: Path) -> None:
         cluster.close()
 
 
+async def test_worker_of_another_version_that_joins_later(tmp_path: Path) -> None:
+    other = tmp_path / "creche-9.9.dist-info"
+    other.mkdir()
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: creche\nVersion: 9.9\n")
+    cluster = TestCluster(tmp_path, 1)
+    try:
+        async with pool_on(cluster) as pool:
+            assert await pool.run(double, 1) == 2
+            cluster.add_worker(path=[tmp_path])
+            with (
+                anyio.fail_after(TIMEOUT),
+                pytest.raises(ClusterError, match=r"has creche 9\.9, and this side has creche 0"),
+            ):
+                while True:  # until Dask gives it one
+                    await pool.map(sleep, [str(tmp_path / "pids")] * 4, [0.1] * 4, chunksize=1)
+            with pytest.raises(ClusterError, match=r"the Dask worker tcp://.* has creche 9\.9"):
+                async with pool_on(cluster):
+                    pass
+    finally:
+        cluster.close()
+
+
 async def test_worker_that_is_killed_under_a_map(cluster: TestCluster, tmp_path: Path) -> None:
     path = tmp_path / "pids"
     async with pool_on(cluster) as pool:

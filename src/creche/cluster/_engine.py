@@ -41,6 +41,7 @@ from ._frames import CallerSerializer, ModuleSerializer, make_frame
 from ._loop_thread import LoopThread
 from ._requests import CallRequest, Event, PoolSetup
 from ._statistics import ClusterStatistics
+from ._versions import our_versions
 
 _logger = logging.getLogger("creche")
 
@@ -88,6 +89,7 @@ class ClusterEngine(CallEngine):
         self._setup = PoolSetup(
             pool=uuid.uuid4().hex[:12],
             name=options.name,
+            versions=our_versions(),
             backend=backend_of(self.loop),
             serializer=plain,
             setup=self._pickle_setup(options),

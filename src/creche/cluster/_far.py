@@ -11,6 +11,7 @@ from ._dask import DaskWorker, distributed
 from ._far_pool import FarPool
 from ._requests import PLUGIN_NAME, CallRequest
 from ._statistics import FarStatistics
+from ._versions import check_late_comer
 
 _logger = logging.getLogger("creche")
 
@@ -87,6 +88,7 @@ class CrecheHost(distributed.WorkerPlugin):  # type: ignore[misc]
     ) -> tuple[Answers, FarStatistics]:
         pool = self.pools.get(request.setup.pool)
         if pool is None:
+            check_late_comer(self.worker.address, request.setup.versions)
             pool = FarPool(self.worker, request.setup)
             self.pools[request.setup.pool] = pool
         self._keys[key] = pool, request.number

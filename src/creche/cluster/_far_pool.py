@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import logging
 import pickle
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -46,7 +45,7 @@ class FarPool:
         self._engine.backend = setup.backend
         self._running: dict[int, tuple[FarCall, asyncio.Event]] = {}
         self._stopping: dict[int, asyncio.Task[None]] = {}
-        self._stopped: deque[int] = deque(maxlen=_MAX_STOPPED)
+        self._stopped: dict[int, None] = {}  # by age
         self._reports: dict[int, bytes | None] = {}
 
     async def run(self, request: CallRequest, parts: tuple[bytes, ...]) -> Answers:
@@ -99,7 +98,9 @@ class FarPool:
     async def stop_calls(self, numbers: list[int]) -> None:
         """Stop calls, and wait until they are gone."""
         for number in numbers:
-            self._stopped.append(number)
+            self._stopped[number] = None
+            if len(self._stopped) > _MAX_STOPPED:
+                del self._stopped[next(iter(self._stopped))]
             self.stop_soon(number)
         tasks = [self._stopping[number] for number in numbers if number in self._stopping]
         if tasks:

@@ -14,12 +14,14 @@ class PoolSetup:
     """What the processes of a pool are like, on every Dask worker.
 
     :param pool: what tells the pool from all others
+    :param versions: of what the caller has
     :param setup: a frame with the initializer, its arguments and the finalizer; if there is one
     :param log_level: from which on log records are wanted
     """
 
     pool: str
     name: str
+    versions: dict[str, str]
     backend: str
     serializer: Serializer
     setup: bytes | None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import platform
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -24,7 +25,7 @@ async def check_versions(client: Any) -> None:
     for address, side in found["workers"].items():
         creche = creches.get(address)
         side["packages"]["creche"] = creche if isinstance(creche, str) else None
-    check_found(found, _ours())
+    check_found(found, our_versions())
 
 
 def check_found(found: dict[str, Any], ours: dict[str, str]) -> None:
@@ -44,17 +45,31 @@ def check_found(found: dict[str, Any], ours: dict[str, str]) -> None:
     for who, side, names in sides:
         theirs = dict(side["packages"])
         theirs["python"] = side["host"]["python"]
-        for name in names:
-            there, here = _shown(name, theirs.get(name)), _shown(name, ours[name])
-            if there is None:
-                raise ClusterError(
-                    f"{who} has no {name}; this side has {name} {here}. Install the same there"
-                )
-            if there != here:
-                raise ClusterError(
-                    f"{who} has {name} {there}, and this side has {name} {here}: they cannot work"
-                    " together. Install the same on both sides"
-                )
+        _compare(who, theirs, ours, names)
+
+
+def check_late_comer(address: str, callers: dict[str, str]) -> None:
+    """Check this Dask worker, which may have joined after the pool was opened.
+
+    :raises ClusterError: if it has other versions than the caller; it names both sides
+    """
+    _compare(f"the Dask worker {address}", our_versions(), callers, ("python", *_PACKAGES))
+
+
+def _compare(
+    who: str, theirs: Mapping[str, str | None], ours: dict[str, str], names: Iterable[str]
+) -> None:
+    for name in names:
+        there, here = _shown(name, theirs.get(name)), _shown(name, ours[name])
+        if there is None:
+            raise ClusterError(
+                f"{who} has no {name}; this side has {name} {here}. Install the same there"
+            )
+        if there != here:
+            raise ClusterError(
+                f"{who} has {name} {there}, and this side has {name} {here}: they cannot work"
+                " together. Install the same on both sides"
+            )
 
 
 @functools.cache
@@ -63,7 +78,8 @@ def this_side() -> str:
     return f"{platform.node()} (Python {platform.python_version()}, creche {version('creche')})"
 
 
-def _ours() -> dict[str, str]:
+@functools.cache
+def our_versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
 
 
