@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -224,10 +225,13 @@ class Server:
         # Its end: the spare has died with the request. Those who held the pipe are gone.
         poller.register(status, select.POLLIN)
         ready = poller.poll(_PATIENCE_BEFORE_WAKING * 1000)
-        for number in (signal.SIGCONT, signal.SIGKILL):
-            if not ready:
-                server.signal(number)
-                ready = poller.poll(_PATIENCE * 1000)
+        give_up = time.monotonic() + _PATIENCE
+        while not ready and time.monotonic() < give_up:
+            server.signal(signal.SIGCONT)  # whoever has stopped it may do so again
+            ready = poller.poll(_PATIENCE_BEFORE_WAKING * 1000)
+        if not ready:
+            server.signal(signal.SIGKILL)
+            ready = poller.poll(_PATIENCE * 1000)
         if ready and ready[0][0] == status:
             # An answer that says why may come a moment later.
             poller.unregister(status)
