@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from start_targets import value_of
 from support import TIMEOUT, Announcements, wait_until_gone
 
 import creche
-from creche import ProcessDied, ProcessStartError, run_in_process
+from creche import ProcessDied, ProcessStartError, StopPolicy, run_in_process
+from creche._start_methods._server import _server_process
 
 EAGAIN_TEXT = os.strerror(11)
 
@@ -323,6 +325,59 @@ async def test_server_stopped_all_the_time(tmp_path: Path) -> None:
         assert await run_in_process(abs, -1) == 1
     assert server_pid() == server
     check_runs(path, list(range(4)), 4)
+
+
+def stop_new_servers(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Have servers stopped as soon as they are there; return a list of those that were."""
+    stopped: list[int] = []
+    spawn = _server_process._spawn
+
+    def spawn_and_stop(sock: int, lifeline: int, path: list[str]) -> int:
+        pid = spawn(sock, lifeline, path)
+        os.kill(pid, signal.SIGSTOP)
+        stopped.append(pid)
+        return pid
+
+    monkeypatch.setattr(_server_process, "_spawn", spawn_and_stop)
+    return stopped
+
+
+async def cancel_when(condition: Callable[[], object], scope: anyio.CancelScope) -> None:
+    while not condition():
+        await anyio.sleep(0.001)
+    scope.cancel()
+
+
+@pytest.mark.anyio
+async def test_server_stopped_before_it_serves(
+    context: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kill(server_pid())
+    stopped = stop_new_servers(monkeypatch)
+    with anyio.fail_after(TIMEOUT):
+        assert await run_in_process(abs, -1) == 1
+    assert stopped == [server_pid()]
+
+
+@pytest.mark.anyio
+async def test_server_that_stays_stopped_before_it_serves(
+    context: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is killed for whoever is stopped himself, though it has no process group yet."""
+    kill(server_pid())
+    policy = StopPolicy(grace=0, kill_timeout=0.2)
+    with monkeypatch.context() as patch, anyio.fail_after(TIMEOUT):
+        patch.setattr(_server_process, "WAKING_SECONDS", TIMEOUT)
+        stopped = stop_new_servers(patch)
+        async with anyio.create_task_group() as tasks:
+            # Where the server is not gone by the time that whoever was cancelled hears of it.
+            stuck = contextlib.suppress(creche.ProcessStuckError)
+            with stuck, anyio.CancelScope() as scope:
+                tasks.start_soon(cancel_when, lambda: stopped, scope)
+                await run_in_process(abs, -1, stop=policy)
+    assert wait_until_gone(stopped[0])
+    with anyio.fail_after(TIMEOUT):
+        assert await run_in_process(abs, -1) == 1
 
 
 # --- what the system has no more of ---------------------------------------------------------------

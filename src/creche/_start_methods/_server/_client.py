@@ -31,11 +31,10 @@ from ._protocol import (
     receive,
     send,
 )
-from ._server_process import CannotPreload, ServerDied, ServerProcess
+from ._server_process import WAKING_SECONDS, CannotPreload, ServerDied, ServerProcess
 from ._surroundings import Surroundings
 
 # Seconds. An answer takes a millisecond, and tens of them if there has to be a fork first.
-_PATIENCE_BEFORE_WAKING = 1.0
 _PATIENCE = 10.0
 _PATIENCE_FOR_REASONS = 0.1
 
@@ -224,11 +223,11 @@ class Server:
         poller.register(server.sock, select.POLLIN)
         # Its end: the spare has died with the request. Those who held the pipe are gone.
         poller.register(status, select.POLLIN)
-        ready = poller.poll(_PATIENCE_BEFORE_WAKING * 1000)
+        ready = poller.poll(WAKING_SECONDS * 1000)
         give_up = time.monotonic() + _PATIENCE
         while not ready and time.monotonic() < give_up:
-            server.signal(signal.SIGCONT)  # whoever has stopped it may do so again
-            ready = poller.poll(_PATIENCE_BEFORE_WAKING * 1000)
+            server.signal(signal.SIGCONT)
+            ready = poller.poll(WAKING_SECONDS * 1000)
         if not ready:
             server.signal(signal.SIGKILL)
             ready = poller.poll(_PATIENCE * 1000)
@@ -260,6 +259,8 @@ class Server:
         self._give_up_process()
         while True:
             process = self._process = self._start_process()
+            if self._killed:  # while there was nothing to kill
+                process.signal(signal.SIGKILL)
             try:
                 failures = process.wait_until_ready()
             except CannotPreload as error:

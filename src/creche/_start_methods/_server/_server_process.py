@@ -17,6 +17,9 @@ from .._exit_descriptor import is_readable
 from .._interrupts import interrupts_blocked
 from ._protocol import Kind, Message, receive, send
 
+WAKING_SECONDS = 1.0
+"""Whoever waits for a server wakes it this often: somebody may have stopped it."""
+
 
 class ServerDied(OSError):
     """The server has ended, or was killed, while somebody waited for it."""
@@ -75,7 +78,7 @@ class ServerProcess:
         :raises ServerDied: if it has ended for another reason
         """
         importing = None
-        while (message := receive(self.sock)) is not None:
+        while (message := self._receive()) is not None:
             if message.kind is Kind.IMPORTING:
                 importing = message.payload.decode()
             elif message.kind is Kind.THREADS:
@@ -101,6 +104,12 @@ class ServerProcess:
             importing, "the fork server ends while importing it", starts_threads=False
         )
 
+    def _receive(self) -> Message | None:
+        """Wait for what it says, however long it imports."""
+        while not is_readable(self.sock.fileno(), WAKING_SECONDS):
+            self.signal(signal.SIGCONT)
+        return receive(self.sock)
+
     def has_ended(self) -> bool:
         # A process that was killed takes a moment.
         return is_readable(self._pidfd, 1.0 if self._killed else 0.0)
@@ -115,6 +124,9 @@ class ServerProcess:
             return  # the number of the group may be another's by now
         if number == signal.SIGKILL:
             self._killed = True
+        # Of its own: a server that has just been started has no group yet.
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, number)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, number)
 
