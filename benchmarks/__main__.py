@@ -59,7 +59,7 @@ SUITES: dict[str, Callable[[int], Iterable[Table]]] = {
     "scale": lambda rounds: _scale.measure(),
     "warm": lambda rounds: [_warm.measure(max(3, rounds // 5))],
     "throughput": lambda rounds: [_throughput.measure(max(3, rounds // 5))],
-    "map": lambda rounds: _map.measure(max(2, rounds // 6)),
+    "map": lambda rounds: _map.measure(max(3, rounds // 5)),
     "large": lambda rounds: _large.measure(max(3, rounds // 5)),
     "output": lambda rounds: [_output.measure(max(3, rounds // 5))],
     "talking": lambda rounds: [_talking.measure(max(3, rounds // 5))],

@@ -95,7 +95,7 @@ def compare(size: int, kind: str, calls: int, rounds: int) -> Table:
 
 
 def measure(rounds: int) -> Iterator[Table]:
-    few = max(2, rounds // 2)  # 64 MiB take the peers half a second
+    few = max(3, rounds // 2)  # 64 MiB take the peers half a second
     for size, calls, times in ((64, 1, few), (1, 20, rounds)):
         for kind in KINDS:
             yield compare(size, kind, calls, times)

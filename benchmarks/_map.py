@@ -10,7 +10,7 @@ import multiprocessing
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import anyio
@@ -48,6 +48,32 @@ async def in_batches(values: creche.ProcessMap[Any]) -> None:
 async def as_a_list(values: creche.ProcessMap[Any]) -> None:
     for _ in await values:
         pass
+
+
+class AlreadyThere:
+    """The least that an async iterator takes."""
+
+    def __init__(self, values: Iterable[Any]) -> None:
+        self._values = iter(values)
+
+    def __aiter__(self) -> AlreadyThere:
+        return self
+
+    async def __anext__(self) -> Any:
+        for value in self._values:
+            return value
+        raise StopAsyncIteration
+
+
+def async_for_alone(items: Sequence[Any]) -> Callable[[], float]:
+    async def main() -> float:
+        values = AlreadyThere(list(items))
+        began = time.perf_counter()
+        async for _ in values:
+            pass
+        return time.perf_counter() - began
+
+    return lambda: anyio.run(main)
 
 
 def by_creche(
@@ -116,20 +142,23 @@ def by_mpire(
 
 def no_ops(rounds: int) -> Table:
     items = range(ITEMS)
-    ours = {
-        f"creche, {name}, {order}": by_creche(backend, same, items, ordered)
-        for name, backend in (("asyncio", "asyncio"), ("Trio", "trio"))
-        for order, ordered in (("ordered", True), ("unordered", False))
-    } | {
+    backends = (("asyncio", "asyncio"), ("Trio", "trio"))
+    at_once = {
         f"creche, {name}, {how}": by_creche(backend, same, items, True, consume)
-        for how, consume in (("in batches", in_batches), ("as a list", as_a_list))
-        for name, backend in (("asyncio", "asyncio"), ("Trio", "trio"))
+        for how, consume in (("as a list", as_a_list), ("in batches", in_batches))
+        for name, backend in backends
+    }
+    one_at_a_time = {
+        f"creche, {name}, one by one, {order}": by_creche(backend, same, items, ordered)
+        for name, backend in backends
+        for order, ordered in (("ordered", True), ("unordered", False))
     }
     numbers = list(items)
-    from_lists = {
-        f"creche, {name}, ordered, from a list": by_creche(backend, same, numbers, True)
-        for name, backend in (("asyncio", "asyncio"), ("Trio", "trio"))
+    one_at_a_time |= {
+        f"creche, {name}, one by one, from a list": by_creche(backend, same, numbers, True)
+        for name, backend in backends
     }
+    one_at_a_time["`async for` alone, over values that are there"] = async_for_alone(items)
     floors = {
         f"multiprocessing.Pool.imap_unordered, chunks of {size:,}": by_multiprocessing(
             same, items, size
@@ -141,22 +170,23 @@ def no_ops(rounds: int) -> Table:
         fewer = items[: ITEMS // 10]  # the million takes it five seconds
         mpire = by_mpire(same, fewer, 10_000)
         others["mpire.imap_unordered, chunks of 10,000"] = lambda: 10 * mpire()
-    seconds = in_turn({**ours, **from_lists, **floors, **others}, rounds, warm_up=0)
+    seconds = in_turn({**at_once, **one_at_a_time, **floors, **others}, rounds, warm_up=1)
     best = max(ITEMS / seconds[name] for name in floors)
     return Table(
         "A map over a million numbers",
-        f"A function that returns its argument, {WORKERS} warm workers, the input a `range` and the"
-        " results iterated over, where it does not say otherwise. `async for` alone takes some 100"
-        " ns a value: a coroutine is made for each. creche chooses its chunks itself. The ratio is"
-        " to `imap_unordered` at its best.",
+        f"A function that returns its argument, {WORKERS} warm workers, the input a `range` where"
+        " it does not say otherwise. creche chooses its chunks itself. The ratio is to"
+        " `imap_unordered` at its best. A list of all values (`await pool.map(...)`) and batches of"
+        " them are for values as small as these. `async for` makes a coroutine for each value; what"
+        " that takes alone is below.",
         [
             Row(
                 name,
                 ITEMS / value / 1e6,
                 "million/s",
                 ITEMS / value / best,
-                "at least 1 times the best imap_unordered" if name in ours else "",
-                ITEMS / value >= best if name in ours else None,
+                "at least 1 times the best imap_unordered" if name in at_once else "",
+                ITEMS / value >= best if name in at_once else None,
             )
             for name, value in seconds.items()
         ],
