@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
-import importlib
+import importlib.util
 import json
 import multiprocessing
 import subprocess
@@ -18,7 +17,7 @@ import psutil
 
 import creche
 
-from ._measuring import Row, Table, in_turn
+from ._measuring import Row, Table, in_fresh_process, in_turn
 from ._pools import warm_up
 from ._work import nap, same
 
@@ -140,37 +139,51 @@ def by_mpire(
     return main
 
 
+def apart(expression: str) -> Callable[[], float]:
+    """Return what measures in an interpreter of its own, the second time.
+
+    Some contenders import what the others would feel: NumPy's threads, for one.
+    """
+    return lambda: in_fresh_process("_map", f"{{'second': second({expression})}}")["second"]
+
+
+def second(measure: Callable[[], float]) -> float:
+    measure()
+    return measure()
+
+
 def no_ops(rounds: int) -> Table:
-    items = range(ITEMS)
     backends = (("asyncio", "asyncio"), ("Trio", "trio"))
     at_once = {
-        f"creche, {name}, {how}": by_creche(backend, same, items, True, consume)
-        for how, consume in (("as a list", as_a_list), ("in batches", in_batches))
+        f"creche, {name}, {how}": f"by_creche({backend!r}, same, range(ITEMS), True, {consume})"
+        for how, consume in (("as a list", "as_a_list"), ("in batches", "in_batches"))
         for name, backend in backends
     }
     one_at_a_time = {
-        f"creche, {name}, one by one, {order}": by_creche(backend, same, items, ordered)
+        f"creche, {name}, one by one, {how}": f"by_creche({backend!r}, same, {items}, {ordered})"
         for name, backend in backends
-        for order, ordered in (("ordered", True), ("unordered", False))
+        for how, items, ordered in (
+            ("ordered", "range(ITEMS)", True),
+            ("unordered", "range(ITEMS)", False),
+            ("from a list", "list(range(ITEMS))", True),
+        )
     }
-    numbers = list(items)
-    one_at_a_time |= {
-        f"creche, {name}, one by one, from a list": by_creche(backend, same, numbers, True)
-        for name, backend in backends
-    }
-    one_at_a_time["`async for` alone, over values that are there"] = async_for_alone(items)
+    one_at_a_time["`async for` alone, over values that are there"] = "async_for_alone(range(ITEMS))"
     floors = {
-        f"multiprocessing.Pool.imap_unordered, chunks of {size:,}": by_multiprocessing(
-            same, items, size
+        f"multiprocessing.Pool.imap_unordered, chunks of {size:,}": (
+            f"by_multiprocessing(same, range(ITEMS), {size})"
         )
         for size in CHUNK_SIZES
     }
-    others = {"ProcessPoolExecutor.map, chunks of 10,000": by_executor(same, items, 10_000)}
-    with contextlib.suppress(ImportError):
-        fewer = items[: ITEMS // 10]  # the million takes it five seconds
-        mpire = by_mpire(same, fewer, 10_000)
-        others["mpire.imap_unordered, chunks of 10,000"] = lambda: 10 * mpire()
-    seconds = in_turn({**at_once, **one_at_a_time, **floors, **others}, rounds, warm_up=1)
+    others = {
+        "ProcessPoolExecutor.map, chunks of 10,000": "by_executor(same, range(ITEMS), 10_000)"
+    }
+    expressions = {**at_once, **one_at_a_time, **floors, **others}
+    contenders = {name: apart(expression) for name, expression in expressions.items()}
+    if importlib.util.find_spec("mpire"):
+        tenth = apart("by_mpire(same, range(ITEMS // 10), 10_000)")  # all take it five seconds
+        contenders["mpire.imap_unordered, chunks of 10,000"] = lambda: 10 * tenth()
+    seconds = in_turn(contenders, rounds, warm_up=0)
     best = max(ITEMS / seconds[name] for name in floors)
     return Table(
         "A map over a million numbers",
