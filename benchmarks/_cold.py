@@ -237,7 +237,7 @@ def measure_in_program(
 
 
 def measure(rounds: int) -> list[Table]:
-    few = max(3, rounds // 2)
+    more = 2 * rounds  # of fewer contenders
     return [
         measure_in_program(
             "A call in a fresh process",
@@ -252,19 +252,19 @@ def measure(rounds: int) -> list[Table]:
             "The same with a main module that imports a lot",
             "The main module imports fifteen large modules of the standard library. creche's fork"
             " server imports it once; elsewhere each child does.",
-            few,
+            more,
             imports=", ".join(HEAVY_IMPORTS.split()),
         ),
         measure_in_program(
             "The same in a parent of 2 GiB",
             "What is copied when a process forks grows with its memory; a fork server stays small.",
-            few,
+            more,
             ballast=BALLAST,
         ),
         measure_in_program(
             "The same with NumPy",
             "The parent has imported it, and so has the fork server: `creche.preload('numpy')`.",
-            few,
+            more,
             imports="numpy",
             preload=("numpy",),
         ),
