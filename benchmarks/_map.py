@@ -220,7 +220,7 @@ def naps() -> Table:
             nap, mixed, 1_000
         ),
     }
-    seconds = in_turn(contenders, rounds=1, warm_up=0)
+    seconds = in_turn(contenders, rounds=3, warm_up=0)
     ideal = TASKS / WORKERS * NAP
     return Table(
         f"A map over {TASKS} tasks of 100 ms",

@@ -22,6 +22,7 @@ from ._loop_poller import loop_poller
 from ._loops import EventLoop, current_loop, post, waiter_in
 from ._multiprocessing import util
 from ._parent_connection import ParentConnection
+from ._platform import EagerReceiver
 from ._stop_request import StopListener
 from ._wire._framing import Frame, FrameKind
 from ._wire._outcomes import Failure
@@ -36,6 +37,9 @@ from ._wire._requests import (
 )
 
 _READ_BYTES = 64 * 1024
+
+# Where there are lines there is such a flag.
+_PEEK_NOW = socket.MSG_PEEK | getattr(socket, "MSG_DONTWAIT", 0)
 
 Deliver = Callable[[Message | None], object]
 """Takes the reply to a request; or ``None``, which asks the waiter to look how things are."""
@@ -210,6 +214,7 @@ class _Line:
         self._stop = stop
         self._on_messages = on_messages
         self._messages = MessageReader()
+        self._eager = EagerReceiver()
         self._sending = threading.Lock()
 
     def fileno(self) -> int:
@@ -227,7 +232,13 @@ class _Line:
         """Block until there is something to receive. Only the leader may."""
         with contextlib.suppress(OSError):  # receive() will tell
             # Nothing is taken, so nothing is lost where a request to stop interrupts this.
-            self._sock.recv(1, socket.MSG_PEEK)
+            self._eager.receive(self._look, self._look_blocking)
+
+    def _look(self) -> bytes:
+        return self._sock.recv(1, _PEEK_NOW)
+
+    def _look_blocking(self) -> bytes:
+        return self._sock.recv(1, socket.MSG_PEEK)
 
     def receive(self) -> None:
         """Receive what there is, and it is something. Only the leader may."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 
+from ._eager_receiving import EagerReceiver
 from ._hub_sockets import HubAddress, hub_accept, hub_connect, hub_listen
 from ._memory_order import STORES_IN_ORDER, fence
 from ._missed_signals import SignalThread, raise_in_main_thread, take_back
@@ -104,6 +105,7 @@ LONGEST_DEAF_WAIT = 0.1 if sys.platform == "win32" else None
 
 __all__ = [
     "DEFAULT_START_METHOD",
+    "EagerReceiver",
     "HAS_PACKET_SOCKETS",
     "LONGEST_DEAF_WAIT",
     "LOOPS_CAN_READ",

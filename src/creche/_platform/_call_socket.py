@@ -11,20 +11,13 @@ import errno
 import os
 import socket
 import sys
-import time
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
 assert sys.platform == "linux" or not TYPE_CHECKING
 
 from .._wire._messages import CALL_HEADER_BYTES, INLINE_BYTES
-
-# A process that blocks takes 20 to 50 microseconds to wake, in a virtual machine above all, where a
-# CPU with nothing to do is given back. A worker that expects its next call soon looks for it again
-# and again before it blocks, and gives way to whoever else wants the CPU: warm calls take half as
-# long. One that has looked in vain three times expects nothing, until a call comes that soon.
-_EXPECTED_WITHIN = 0.0002  # seconds
-_TRIES_IN_VAIN = 3
+from ._eager_receiving import EagerReceiver
 
 
 class CallSender:
@@ -83,7 +76,7 @@ class CallReceiver:
         self._connection = connection  # owns the descriptor
         self._socket: socket.socket | None = None
         self._buffer = bytearray()
-        self._in_vain = 0
+        self._eager = EagerReceiver()
 
     def __reduce__(self) -> tuple[type[CallReceiver], tuple[Connection]]:
         # While a process is being started.
@@ -94,29 +87,13 @@ class CallReceiver:
 
         It is empty at the end.
         """
-        begin = time.perf_counter()
-        size = self._expect(begin) if self._in_vain < _TRIES_IN_VAIN else None
-        if size is None:
-            size = self._receive(0)
-            if time.perf_counter() - begin < _EXPECTED_WITHIN:
-                self._in_vain = 0
+        size = self._eager.receive(self._receive_now, self._receive)
         return memoryview(self._buffer)[:size]
 
-    def _expect(self, begin: float) -> int | None:
-        """Look for a message that comes soon."""
-        while True:
-            try:
-                size = self._receive(socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                if time.perf_counter() - begin > _EXPECTED_WITHIN:
-                    self._in_vain += 1
-                    return None
-                os.sched_yield()
-            else:
-                self._in_vain = 0
-                return size
+    def _receive_now(self) -> int:
+        return self._receive(socket.MSG_DONTWAIT)
 
-    def _receive(self, flags: int) -> int:
+    def _receive(self, flags: int = 0) -> int:
         if self._socket is None:  # no use for one in the pool
             self._buffer = bytearray(CALL_HEADER_BYTES + INLINE_BYTES)
             descriptor = os.dup(self._connection.fileno())
