@@ -91,6 +91,8 @@ def pytest_timeout_set_timer(
     and what hangs may hang again when it is cancelled. The dump of all threads names the place.
     """
     result = yield
+    if settings.method != "signal":  # a thread ends the process at once, where there is no SIGALRM
+        return result
     fail = signal.getsignal(signal.SIGALRM)
     assert callable(fail)
 
@@ -108,7 +110,8 @@ def pytest_timeout_set_timer(
 
 @pytest.hookimpl(wrapper=True)
 def pytest_timeout_cancel_timer() -> Generator[None, object, object]:
-    faulthandler.unregister(signal.SIGALRM)
+    if hasattr(signal, "SIGALRM"):
+        faulthandler.unregister(signal.SIGALRM)
     return (yield)
 
 
