@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -26,6 +27,7 @@ from creche import (
     open_stream,
     run_in_process,
 )
+from creche._runtime import runtime
 
 pytestmark = pytest.mark.anyio
 
@@ -184,17 +186,25 @@ async def test_slow_handler_holds_up_the_child_and_not_the_loop(collector: Colle
     assert collector.messages == expected(5000)
 
 
-async def test_handler_that_hangs(collector: Collector) -> None:
+async def test_handler_that_hangs(collector: Collector, announcements: Announcements) -> None:
     """The outcome waits for the records, but not for ever."""
     collector.gate = threading.Event()
     with anyio.fail_after(TIMEOUT):
         policy = StopPolicy(exit_timeout=0.1)
         await run_in_process(targets.log_all, 3, logs=True, stop=policy)
         policy = StopPolicy(grace=0.1, kill_timeout=0.1)
-        process = AsyncProcess(target=targets.log_then, args=(support.wait_for_ever,), logs=True)
+        process = AsyncProcess(
+            target=targets.log_before_dying, args=(announcements.path, 3), logs=True
+        )
         await process.start()
-        await process.terminate(policy)
+        await announcements.get()
+        assert await process.terminate(policy) == -signal.SIGTERM  # the process itself is gone
     collector.gate.set()
+    # What hung goes on, and is not to come to the next test.
+    loggers = runtime().loggers
+    with anyio.fail_after(TIMEOUT):
+        while loggers._jobs or loggers._idle < loggers._threads:
+            await anyio.sleep(0.001)
 
 
 async def test_threads_of_a_child(collector: Collector) -> None:

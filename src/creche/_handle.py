@@ -75,7 +75,7 @@ class ProcessHandle(ProcessLife):
         self._stop_when_launched: StopPolicy | None = None
         self._owned = False
         self._start_claim = Claim()  # to start the process, or to see that it never is
-        self._stopping = False
+        self._stopping: StopPolicy | None = None  # how, if it is to stop
         self._timers: list[Timer] = []
 
     # --- from any thread ----------------------------------------------------------------------
@@ -227,6 +227,8 @@ class ProcessHandle(ProcessLife):
 
     def _on_exit(self, exitcode: int) -> None:
         self.exitcode = exitcode
+        if self._stopper is not None:
+            self._stopper.close()  # what is left of it may take longer: records, and values
         if self._wire is not None:
             self._wire.drain()
             self._wire.close()
@@ -238,8 +240,8 @@ class ProcessHandle(ProcessLife):
         if self.conversation.busy:
             self._call_later(self.policy.exit_timeout, self.conversation.give_up)
         self._settle_if_known()
-        if self._stopping:
-            self._expect_unpickled()
+        if self._stopping is not None:
+            self._expect_unpickled(self._stopping)
 
     def heard_running(self) -> None:
         if self.state is ProcessState.STARTED:
@@ -273,13 +275,13 @@ class ProcessHandle(ProcessLife):
     def _stop(self, policy: StopPolicy) -> None:
         if self.finished.is_set():
             return
-        self._stopping = True
+        self._stopping = policy
         self.observed._is_to_stop()
         self.output.expect_end()
         if self._start_claim.take():
             self._not_started(_failures.stopped_before_start(self.process.name))
         elif self.exitcode is not None:
-            self._expect_unpickled()
+            self._expect_unpickled(policy)
         elif self._stopper is not None:
             self._stopper.stop(policy)
         elif self._stop_when_launched is None:
@@ -306,25 +308,20 @@ class ProcessHandle(ProcessLife):
             abort_start(self.method)
         self.gone.set()
 
-    def _expect_unpickled(self) -> None:
+    def _expect_unpickled(self, policy: StopPolicy) -> None:
         """The process is gone. Do not wait for ever for an object that blocks its unpickling."""
         if not self.finished.is_set():
-            self._call_later(self.policy.kill_timeout, self._give_up_unpickling)
+            seconds = policy.kill_timeout
+            self._call_later(seconds, lambda: self._give_up_unpickling(seconds))
 
-    def _give_up_unpickling(self) -> None:
+    def _give_up_unpickling(self, seconds: float) -> None:
         self.output.give_up()
         self.conversation.give_up()
         if self.finished.is_set():  # that was what it waited for
             return
         assert self._inbox is not None
         self._inbox.close()
-        self._settle(
-            Failure(
-                _failures.unpickling_never_ends(
-                    self.process.name, self.pid, self.policy.kill_timeout
-                )
-            )
-        )
+        self._settle(Failure(_failures.unpickling_never_ends(self.process.name, self.pid, seconds)))
 
     @property
     def _known_exitcode(self) -> int | None:
