@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import importlib.util
-import json
 import multiprocessing
-import subprocess
-import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -144,7 +141,7 @@ def apart(expression: str) -> Callable[[], float]:
 
     Some contenders import what the others would feel: NumPy's threads, for one.
     """
-    return lambda: in_fresh_process("_map", f"{{'second': second({expression})}}")["second"]
+    return lambda: float(in_fresh_process("_map", f"second({expression})"))
 
 
 def second(measure: Callable[[], float]) -> float:
@@ -256,12 +253,8 @@ async def memory_of_map(count: int) -> int:
 
 
 def memory_in_fresh_process(backend: str, count: int) -> float:
-    code = (
-        "import anyio, json, sys; from benchmarks._map import memory_of_map;"
-        f"json.dump(anyio.run(memory_of_map, {count}, backend={backend!r}), sys.stdout)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True)
-    return float(json.loads(done.stdout)) / MIB
+    expression = f"anyio.run(memory_of_map, {count}, backend={backend!r})"
+    return float(in_fresh_process("_map", expression)) / MIB
 
 
 def memory() -> Table:

@@ -56,15 +56,17 @@ def in_turn(
     return {name: statistics.median(values) for name, values in samples.items()}
 
 
-def in_fresh_process(module: str, expression: str) -> dict[str, float]:
-    """Evaluate ``expression`` in another interpreter, with the names of a module of benchmarks."""
+def in_fresh_process(module: str, expression: str) -> Any:
+    """Evaluate ``expression`` in another interpreter, with the names of a module of benchmarks.
+
+    :return: its value, which JSON can represent
+    """
     code = (
         f"import anyio, json, sys; from benchmarks.{module} import *;"
         f"json.dump({expression}, sys.stdout)"
     )
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True)
-    found: dict[str, float] = json.loads(done.stdout)
-    return found
+    return json.loads(done.stdout)
 
 
 def rows_with_ratios(

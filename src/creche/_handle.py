@@ -363,8 +363,6 @@ class ProcessHandle(ProcessLife):
     def _finish(self, outcome: Outcome) -> None:
         for timer in self._timers:
             timer.cancel()
-        if self._stopper is not None:
-            self._stopper.close()
         self.outcome = outcome
         self.conversation.close()
         self._advance(Event.END)

@@ -223,11 +223,9 @@ class Server:
         poller.register(server.sock, select.POLLIN)
         # Its end: the spare has died with the request. Those who held the pipe are gone.
         poller.register(status, select.POLLIN)
-        ready = poller.poll(WAKING_SECONDS * 1000)
-        give_up = time.monotonic() + _PATIENCE
-        while not ready and time.monotonic() < give_up:
+        give_up = time.monotonic() + WAKING_SECONDS + _PATIENCE
+        while not (ready := poller.poll(WAKING_SECONDS * 1000)) and time.monotonic() < give_up:
             server.signal(signal.SIGCONT)
-            ready = poller.poll(WAKING_SECONDS * 1000)
         if not ready:
             server.signal(signal.SIGKILL)
             ready = poller.poll(_PATIENCE * 1000)
