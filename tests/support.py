@@ -857,6 +857,20 @@ def die_when_ready(path: str) -> None:
     PoolConnection.receive_call = die  # type: ignore[method-assign]
 
 
+def die_on_receipt(path: str) -> None:
+    """Have the first worker be killed when it has received a call, and begun nothing of it."""
+    receive_call = PoolConnection.receive_call
+
+    def receive_and_die(connection: PoolConnection) -> memoryview | bytes:
+        message = receive_call(connection)
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+            os.kill(os.getpid(), signal.SIGKILL)
+        return message
+
+    PoolConnection.receive_call = receive_and_die  # type: ignore[method-assign]
+
+
 # --- creche within creche -------------------------------------------------------------------------
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import channel_targets
 import psutil
 import pytest
 import support
@@ -30,6 +31,7 @@ from creche import (
     ProcessTimeout,
     StopPolicy,
     WorkerMemoryError,
+    create_channel,
     open_pool,
     run_in_process,
 )
@@ -160,6 +162,86 @@ async def test_death_before_the_arguments_are_received(size: int) -> None:
                     await anyio.lowlevel.checkpoint()
                 os.kill(pid, signal.SIGKILL)
             await check_serves(pool)
+
+
+@pytest.fixture
+def killed_on_receipt(tmp_path: Path) -> dict[str, Any]:
+    """Options of a pool of which the first worker is killed with a call in its hands.
+
+    As the kernel does it now and then: to a process that waits for a message and is killed, it
+    still gives one that comes before it has ended.
+    """
+    mark = str(tmp_path / "killed")
+    return {"initializer": support.die_on_receipt, "initargs": (mark,), "stop": PATIENT}
+
+
+@pytest.mark.parametrize("size", [0, 100_000, 8 * MEBIBYTE])
+async def test_death_before_the_call_begins(killed_on_receipt: dict[str, Any], size: int) -> None:
+    """A call that was received, and no more, is not lost with its worker: another one runs it."""
+    with anyio.fail_after(TIMEOUT):
+        async with open_pool(1, **killed_on_receipt) as pool:
+            assert await pool.run(len, bytes(size)) == size
+            assert pool.statistics().restarts == 1
+            assert pool.statistics().calls_failed == 0
+            await check_serves(pool)
+
+
+async def test_death_before_the_call_begins_that_has_a_channel(
+    killed_on_receipt: dict[str, Any],
+) -> None:
+    """The end is not lost with the worker, either."""
+    send, receive = create_channel[int](1)
+    with anyio.fail_after(TIMEOUT):
+        async with open_pool(1, **killed_on_receipt) as pool, receive:
+            await pool.run(channel_targets.produce, send, 1, 7)
+            assert await receive.receive() == 7
+            with pytest.raises(anyio.EndOfStream):
+                await receive.receive()
+            assert pool.statistics().restarts == 1
+
+
+@pytest.mark.parametrize("chunksize", [1, 50, "auto"])
+async def test_death_before_the_chunk_begins(
+    killed_on_receipt: dict[str, Any], lines: str, chunksize: Any
+) -> None:
+    with anyio.fail_after(TIMEOUT):
+        async with open_pool(1, **killed_on_receipt) as pool:
+            note = functools.partial(support.note, lines)
+            assert await pool.map(note, range(200), chunksize=chunksize) == list(range(200))
+            assert pool.statistics().restarts == 1
+    assert Counter(map(int, read_lines(lines))) == Counter(range(200))
+
+
+async def test_call_is_cancelled_as_its_worker_dies_before_it_begins(
+    killed_on_receipt: dict[str, Any], lines: str
+) -> None:
+    """It is not run elsewhere, as nobody wants it."""
+    with anyio.fail_after(TIMEOUT):
+        async with open_pool(1, min_workers=1, **killed_on_receipt) as pool:
+            (worker,) = pool.statistics().workers
+            assert worker.pid is not None
+            async with anyio.create_task_group() as group:
+                group.start_soon(pool.run, support.note, lines, 1)
+                while not pool.statistics().calls_running:
+                    await anyio.lowlevel.checkpoint()
+                assert support.wait_until_gone(worker.pid)  # and the event loop stands still
+                group.cancel_scope.cancel()
+            await check_serves(pool)
+    assert read_lines(lines) == []
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_idle_workers_are_killed_as_calls_come(workers: int) -> None:
+    """Nothing ran, so nothing fails."""
+    with anyio.fail_after(TIMEOUT):
+        async with open_pool(workers, min_workers=workers, stop=PATIENT) as pool:
+            for number in range(100):
+                for worker in pool.statistics().workers:
+                    if worker.pid is not None:
+                        with contextlib.suppress(ProcessLookupError):
+                            os.kill(worker.pid, signal.SIGKILL)
+                assert await pool.run(support.double, number) == 2 * number
+            assert pool.statistics().calls_failed == 0
 
 
 async def test_death_while_arguments_are_unpickled(announcements: Announcements) -> None:

@@ -188,7 +188,7 @@ def test_large_answers_are_not_copied_together() -> None:
 def test_calls(kind: FrameKind, flags: int, number: int, size: int) -> None:
     header = pack_call(kind, flags, number, size)
     assert len(header) == CALL_HEADER_BYTES
-    assert unpack_call(memoryview(header + b"payload")) == (kind, flags, size)
+    assert unpack_call(memoryview(header + b"payload")) == (kind, flags, number, size)
 
 
 def test_garbage_is_no_call() -> None:
@@ -302,7 +302,7 @@ def test_errors_of_pickling_pass() -> None:
 
 
 def test_call_as_a_message() -> None:
-    def message_of(obj: object) -> tuple[tuple[int, int, int], bytes] | None:
+    def message_of(obj: object) -> tuple[tuple[int, int, int, int], bytes] | None:
         call = PoolCall(dump(obj, None), None, lambda: None)
         message = call.message()
         if message is None:
@@ -311,11 +311,11 @@ def test_call_as_a_message() -> None:
 
     small = message_of((len, ("abc",)))
     assert small is not None
-    assert small[0] == (FrameKind.CALL, 0, len(small[1]))
+    assert small[0] == (FrameKind.CALL, 0, 0, len(small[1]))
     assert pickle.loads(small[1]) == (len, ("abc",))
     with_buffer = message_of(np.arange(10))
     assert with_buffer is not None
-    assert with_buffer[0] == (FrameKind.CALL, BUFFERS, len(with_buffer[1]))
+    assert with_buffer[0] == (FrameKind.CALL, BUFFERS, 0, len(with_buffer[1]))
     assert np.array_equal(load(sections_of(with_buffer[1], BUFFERS), None), np.arange(10))
     assert message_of(bytes(INLINE_BYTES)) is None
     assert message_of(np.zeros(INLINE_BYTES)) is None

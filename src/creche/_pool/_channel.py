@@ -22,7 +22,14 @@ from .._platform import (
 )
 from .._watcher import Watcher
 from .._wire._framing import BadFrameError, Buffer
-from .._wire._messages import BEGUN, KEPT_IS_UNREAD, AnswerReader, Message, number_of
+from .._wire._messages import (
+    BEGUN_CALL,
+    BEGUN_ITEMS,
+    KEPT_IS_UNREAD,
+    AnswerReader,
+    Message,
+    number_of,
+)
 from ._segment_payloads import SegmentPort
 
 
@@ -220,9 +227,13 @@ class WorkerChannel:
         """Take in now what the worker has answered."""
         self.wire.drain()
 
+    def begun_call(self) -> int | None:
+        """The number of the call that the worker has begun, or began last."""
+        return int(self.shared.cells[BEGUN_CALL]) - 1 if self.shared.cells[BEGUN_CALL] else None
+
     def begun_items(self) -> int:
         """How many items the worker has begun of the chunk that it runs."""
-        return int(self.shared.cells[BEGUN])
+        return int(self.shared.cells[BEGUN_ITEMS])
 
     def has_read_kept(self) -> None:
         """The segment that the worker keeps can be written again."""

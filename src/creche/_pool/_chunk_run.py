@@ -8,7 +8,7 @@ from types import CoroutineType
 from typing import Any
 
 from .._stop_request import StopRequested
-from .._wire._messages import BEGUN, LAST
+from .._wire._messages import BEGUN_ITEMS, LAST
 from ._caller import Caller
 from ._pool_connection import PoolConnection
 
@@ -67,7 +67,7 @@ class ChunkRun:
                 self._send_with_errors(over, now - last)
             self._values, self._errors = [], {}
             last = now
-        self._shared[BEGUN] = 0  # another number is of the chunk that runs
+        self._shared[BEGUN_ITEMS] = 0  # another number is of the chunk that runs
 
     def _is_over(self, seconds: float) -> bool:
         return self._done == self._count or seconds > self._budget or self._connection.out_of_memory
@@ -81,7 +81,7 @@ class ChunkRun:
         try:
             for item in self._unbegun:
                 done += 1
-                shared[BEGUN] = done
+                shared[BEGUN_ITEMS] = done
                 append(func(item))
                 if done < look:  # looking at the clock takes as long as a tiny item does
                     continue

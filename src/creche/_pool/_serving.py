@@ -13,7 +13,7 @@ from .._child import ChildContext, ChildProgram
 from .._platform import CallReceiver, ChildWire, SegmentSocket, SharedNumbers, limit_memory
 from .._stop_request import StopListener, StopRequested
 from .._wire._framing import FrameKind
-from .._wire._messages import CALL_HEADER_BYTES, LAST, unpack_call
+from .._wire._messages import BEGUN_CALL, CALL_HEADER_BYTES, LAST, unpack_call
 from .._wire._payloads import Serializer, loader
 from ._caller import Caller
 from ._chunk_run import ChunkRun
@@ -103,10 +103,14 @@ class ImportedSerializer:
 def _serve(connection: PoolConnection, caller: Caller, stop: StopListener) -> None:
     clock = time.perf_counter
     load_small = loader(connection.serializer)
+    shared = connection.shared
     while message := _next_call(connection, stop):
-        kind, flags, size = unpack_call(message)
+        kind, flags, number, size = unpack_call(message)
         if kind == FrameKind.STOP:
             return
+        # From here on the call may have effects. A worker that was killed just before has received
+        # it perhaps, as the kernel gives a message to a process that it is about to end.
+        shared[BEGUN_CALL] = number + 1
         payload = message[CALL_HEADER_BYTES:]
         try:
             if flags or len(payload) < size:

@@ -359,15 +359,18 @@ class Worker:
     def _on_gone(self) -> None:
         self._large_calls.close()
         unbegun = self._taken_back()
-        begun_items = self.channel.begun_items()
+        begun_call, begun_items = self.channel.begun_call(), self.channel.begun_items()
         self.channel.close()
         self.state = WorkerState.GONE
-        running, self.calls = list(self.calls), deque()
-        if running and self._large_calls.withdraw(running[0], worker_gone=True):
-            call = running.pop()
+        received, self.calls = list(self.calls), deque()
+        numbers = [call.number for call in received]
+        begun = numbers.index(begun_call) + 1 if begun_call in numbers else 0
+        running = received[:begun]
+        for call in reversed(received[begun:]):
+            self._large_calls.withdraw(call, worker_gone=True)
             if not call.done:
                 call.state = CallState.QUEUED
-                unbegun = [call]
+                unbegun.insert(0, call)
         self._listener.worker_gone(self, unbegun, running=bool(running))
         for call in running:
             call.died(self._death(), begun_items if call is running[0] else 0)

@@ -53,9 +53,11 @@ of an answer it is :data:`LAST`.)"""
 
 
 # Which of the numbers that a worker shares with its pool tells what.
-BEGUN = 0
-"""How many items of a chunk the worker has begun, for when it dies of one of them."""
-KEPT_IS_UNREAD = 1
+BEGUN_CALL = 0
+"""The number of the call that the worker has begun, or began last, and 1; 0 before the first."""
+BEGUN_ITEMS = 1
+"""How many items of a chunk it has begun, for when it dies of one of them."""
+KEPT_IS_UNREAD = 2
 """Whether the pool has yet to read the segment that the worker keeps."""
 
 
@@ -73,16 +75,16 @@ def pack_call(kind: int, flags: int, number: int, size: int) -> bytes:
     return _CALL_HEADER.pack(_MAGIC, kind, flags, number, size)
 
 
-def unpack_call(message: Buffer) -> tuple[int, int, int]:
+def unpack_call(message: Buffer) -> tuple[int, int, int, int]:
     """Read the header of a message.
 
-    :return: kind, flags, and how many bytes of payload belong to it
+    :return: kind, flags, number, and how many bytes of payload belong to it
     :raises BadFrameError: if it is no message of a pool
     """
-    magic, kind, flags, _, size = _CALL_HEADER.unpack_from(message)
+    magic, kind, flags, number, size = _CALL_HEADER.unpack_from(message)
     if magic != _MAGIC:
         raise BadFrameError(f"a call cannot begin with {bytes(message[:4])!r}")
-    return kind, flags, size
+    return kind, flags, number, size
 
 
 def number_of(header: bytes) -> int:
