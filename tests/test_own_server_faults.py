@@ -6,13 +6,14 @@ What all start methods have in common is in :mod:`test_start_faults`.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import random
 import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +201,9 @@ def test_join_while_the_server_is_stopped(
 class Killer:
     """Kills or stops the server, or its spare, at any moment for as long as the block takes."""
 
+    ENOUGH = 3
+    """How often it has to have done so."""
+
     def __init__(self, victim: str, number: int) -> None:
         self._victim = victim
         self._number = number
@@ -214,6 +218,13 @@ class Killer:
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join(TIMEOUT)
+
+    def turns(self, least: int) -> Iterator[int]:
+        """Count the turns that something takes, so many at least, until it was killed enough."""
+        for turn in itertools.count():
+            if turn >= least and self.kills >= self.ENOUGH:
+                return
+            yield turn
 
     def _run(self) -> None:
         moments = random.Random(4711)
@@ -268,14 +279,14 @@ async def test_killed_all_the_time(tmp_path: Path, victim: str) -> None:
 
     with anyio.fail_after(2 * TIMEOUT):
         with Killer(victim, signal.SIGKILL) as killer:
-            for first in range(0, 50, 5):
+            for turn in killer.turns(10):
+                total = 5 * (turn + 1)
                 async with anyio.create_task_group() as group:
-                    for number in range(first, first + 5):
+                    for number in range(total - 5, total):
                         group.start_soon(run, number)
-        assert killer.kills
         assert await run_in_process(abs, -1) == 1
-    assert len(ran) + len(failures) == 50
-    check_runs(path, ran, 50)
+    assert len(ran) + len(failures) == total
+    check_runs(path, ran, total)
     await anyio.to_thread.run_sync(settle, creche.get_context())
 
 
@@ -287,7 +298,7 @@ def test_killed_all_the_time_under_plain_processes(
     ran: list[int] = []
     failures: list[object] = []
     with Killer(victim, signal.SIGKILL) as killer:
-        for number in range(50):
+        for number in killer.turns(50):
             process = context.Process(target=support.note, args=(str(path), number))
             try:
                 process.start()
@@ -300,13 +311,12 @@ def test_killed_all_the_time_under_plain_processes(
             else:
                 failures.append(process.exitcode)
             process.close()
-    assert killer.kills
-    assert len(ran) + len(failures) == 50
+    assert len(ran) + len(failures) == number + 1
     # 255: the server took the exit code with it.
     assert [
         code for code in failures if not isinstance(code, OSError) and code not in (255, -9)
     ] == []
-    check_runs(path, ran, 50)
+    check_runs(path, ran, number + 1)
     settle(context)
 
 
@@ -318,13 +328,12 @@ async def test_server_stopped_all_the_time(tmp_path: Path) -> None:
     server = server_pid()
     with anyio.fail_after(2 * TIMEOUT):
         with Killer("server", signal.SIGSTOP) as killer:
-            for number in range(4):
+            for number in killer.turns(4):
                 assert await run_in_process(support.note, str(path), number) == number
-        assert killer.kills
         os.kill(server, signal.SIGCONT)
         assert await run_in_process(abs, -1) == 1
     assert server_pid() == server
-    check_runs(path, list(range(4)), 4)
+    check_runs(path, list(range(number + 1)), number + 1)
 
 
 def stop_new_servers(monkeypatch: pytest.MonkeyPatch) -> list[int]:
