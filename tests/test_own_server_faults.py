@@ -6,6 +6,7 @@ What all start methods have in common is in :mod:`test_start_faults`.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import os
 import random
@@ -27,8 +28,8 @@ from start_targets import value_of
 from support import TIMEOUT, Announcements, wait_until_gone
 
 import creche
-from creche import ProcessDied, ProcessStartError, StopPolicy, run_in_process
-from creche._start_methods._server import _server_process
+from creche import AsyncProcess, ProcessDied, ProcessStartError, StopPolicy, run_in_process
+from creche._start_methods._server import _popen, _server_process
 
 EAGAIN_TEXT = os.strerror(11)
 
@@ -193,6 +194,93 @@ def test_join_while_the_server_is_stopped(
     process.close()
     assert not retired or wait_until_gone(server)
     settle(context)
+
+
+# --- ended, and not reaped yet --------------------------------------------------------------------
+
+PTRACE_SEIZE = 0x4206
+WALL = 0x40000000  # from <linux/wait.h>
+
+
+class Debugger:
+    """Keeps a process from being reaped when it ends, as does a CPU that it has to wait for."""
+
+    def __init__(self, pid: int) -> None:
+        ptrace = ctypes.CDLL(None, use_errno=True).ptrace
+        ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+        if ptrace(PTRACE_SEIZE, pid, None, None):
+            pytest.skip(f"no debugger may attach here: {os.strerror(ctypes.get_errno())}")
+        self._pid = pid
+
+    def let_go(self) -> None:
+        """Have the process reaped, which has ended."""
+        os.waitpid(self._pid, WALL)
+
+
+@pytest.mark.anyio
+async def test_exit_code_that_comes_late(
+    context: Any, announcements: Announcements, gate: Path
+) -> None:
+    """Between its end and its reaping, a process is not taken for one whose exit code is lost."""
+    process = AsyncProcess(target=targets.hold_and_exit, args=(announcements.path, str(gate), 7))
+    with anyio.fail_after(TIMEOUT):
+        await process.start()
+        await announcements.get()
+        assert process.pid is not None
+        debugger = Debugger(process.pid)
+        await anyio.to_thread.run_sync(gate.write_text, "")
+        assert await anyio.to_thread.run_sync(wait_until_gone, process.pid)
+        assert await process.join(0.3) is None
+        debugger.let_go()
+        assert await process.join() == 7
+
+
+@pytest.mark.anyio
+async def test_exit_code_that_never_comes(
+    context: Any, announcements: Announcements, gate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_popen, "_EXIT_CODE_LOST", 0.1)
+    process = AsyncProcess(target=targets.hold_and_exit, args=(announcements.path, str(gate), 7))
+    with anyio.fail_after(TIMEOUT):
+        await process.start()
+        await announcements.get()
+        assert process.pid is not None
+        debugger = Debugger(process.pid)
+        await anyio.to_thread.run_sync(gate.write_text, "")
+        with pytest.raises(ProcessDied) as raised:
+            await process.result()
+        assert raised.value.exitcode is None
+    debugger.let_go()
+
+
+@pytest.mark.parametrize("comes", [True, False])
+def test_exit_code_that_comes_late_to_a_plain_process(
+    context: Any,
+    announcements: Announcements,
+    gate: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    comes: bool,
+) -> None:
+    monkeypatch.setattr(_popen, "_EXIT_CODE_LOST", TIMEOUT if comes else 0.1)
+    process = context.Process(target=targets.hold_and_exit, args=(announcements.path, str(gate), 7))
+    process.start()
+    announcements.get_blocking()
+    debugger = Debugger(process.pid)
+    gate.write_text("")
+    assert wait_until_gone(process.pid)
+    assert process.is_alive()  # as far as is known
+    assert process.exitcode is None
+    joining = threading.Thread(target=process.join)
+    joining.start()
+    if comes:
+        joining.join(0.3)
+        assert joining.is_alive()
+        debugger.let_go()
+    joining.join(TIMEOUT)
+    assert process.exitcode == (7 if comes else 255)
+    if not comes:
+        debugger.let_go()
+    process.close()
 
 
 # --- killed all the time --------------------------------------------------------------------------

@@ -40,13 +40,12 @@ MEBIBYTE = 1024 * 1024
 
 
 async def until_waiting_for_room(items: ProcessStream[Any]) -> None:
-    """Wait until the generator is suspended, as the buffer is full."""
+    """Wait until the generator is suspended for the first time, as the buffer is full."""
     from creche._stream._ring import ROOM_AWAITED, TURN_AWAITED
 
     cells = items._receiver._reader._cells  # type: ignore[attr-defined]
-    before = cells[TURN_AWAITED] + cells[ROOM_AWAITED]
     with anyio.fail_after(TIMEOUT):
-        while cells[TURN_AWAITED] + cells[ROOM_AWAITED] == before:
+        while not cells[TURN_AWAITED] + cells[ROOM_AWAITED]:
             await anyio.sleep(0.002)
 
 

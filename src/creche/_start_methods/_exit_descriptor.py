@@ -79,6 +79,28 @@ def is_readable(descriptor: int, timeout: float = 0.0) -> bool:
     return bool(poller.poll(1000 * timeout))
 
 
+def is_reaped(pidfd: int, timeout: float = 0.0) -> bool:
+    """Whether a process was reaped, or is within ``timeout`` seconds. On Linux, from 6.9 on.
+
+    A process that has ended is about to be, and may have to wait for a CPU first; or for a debugger.
+    """
+    poller = select.poll()
+    poller.register(pidfd, 0)  # POLLHUP, which always counts
+    return bool(poller.poll(1000 * timeout))
+
+
+def open_reaped_descriptor(pidfd: int) -> int:
+    """Return a descriptor that becomes readable when the process has not only ended: see
+    :func:`is_reaped`.
+
+    :raises OSError: if there are no descriptors left
+    """
+    assert sys.platform == "linux"
+    with select.epoll() as poller:
+        poller.register(pidfd, 0)
+        return os.dup(poller.fileno())
+
+
 def let_kernel_reap() -> bool:
     """Have the children of this process reaped as soon as they end; return whether that is done.
 
@@ -118,11 +140,9 @@ def exit_code_of(pidfd: int) -> int | None:
     import fcntl
 
     question = _PIDFD_INFO.pack(_PIDFD_INFO_EXIT, *[0] * 13)
-    poller = select.poll()
-    poller.register(pidfd, 0)  # POLLHUP: it was reaped
     try:
         fcntl.ioctl(pidfd, _PIDFD_GET_INFO, question)  # fails at once where there is no such thing
-        poller.poll(_TIME_TO_REAP_ORPHANS * 1000)
+        is_reaped(pidfd, _TIME_TO_REAP_ORPHANS)
         answer = fcntl.ioctl(pidfd, _PIDFD_GET_INFO, question)
     except OSError:
         return None

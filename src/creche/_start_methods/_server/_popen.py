@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 assert sys.platform == "linux" or not TYPE_CHECKING
 
 from ..._multiprocessing import spawn
-from .._exit_descriptor import exit_code_of, is_readable
+from .._exit_descriptor import exit_code_of, is_readable, is_reaped, open_reaped_descriptor
 from .._main_module import main_module_settings, pickle_for_child
 from .._posix_popen import OwnedPopen
 from ._protocol import EXIT_CODE
@@ -26,7 +26,8 @@ from ._spare import ReceivedDescriptor
 _SETTINGS = frozenset({"name", "authkey", "log_to_stderr", "log_level", "start_method"})
 
 # Seconds that an exit code may be on its way until the server, which somebody may have stopped, is
-# woken; and until it is given up.
+# woken; and until it is given up. (On a busy machine, 50 ms were too few now and then: a process that
+# has ended needs a CPU once more to be reaped.)
 _EXIT_CODE_LATE = 0.2
 _EXIT_CODE_LOST = 5.0
 
@@ -59,7 +60,13 @@ class ServedPopen(OwnedPopen):
         self._keep(child.pidfd, child.status)
 
     def watchable(self) -> int:
-        return self._status if self._awaits_exit_code else self.sentinel
+        if not self._awaits_exit_code:
+            return self.sentinel
+        if not self._server.kernel_reaps:
+            return self._status
+        if self._exit_descriptor is None:
+            self._exit_descriptor = open_reaped_descriptor(self.sentinel)
+        return self._exit_descriptor
 
     def reap(self, *, kill_group: bool) -> int | None:
         self.collect()
@@ -71,20 +78,24 @@ class ServedPopen(OwnedPopen):
         """See whether the child has ended, and how."""
         if self.returncode is not None or not is_readable(self.sentinel):
             return
-        if self._server.kernel_reaps:
-            self._set_exit_code(exit_code_of(self.sentinel))
-        elif not is_readable(self._status):
-            self._awaits_exit_code = True  # the server is about to reap it
-        elif data := os.read(self._status, EXIT_CODE.size):
-            self._set_returncode(EXIT_CODE.unpack(data)[0])
-        else:  # the server has died
-            self._set_exit_code(exit_code_of(self.sentinel))
-
-    def _set_exit_code(self, code: int | None) -> None:
+        if not self._tells_exit_code(0.0):
+            self._awaits_exit_code = True  # the server, or the kernel, is about to reap it
+            return
+        code: int | None = None
+        if not self._server.kernel_reaps and (data := os.read(self._status, EXIT_CODE.size)):
+            (code,) = EXIT_CODE.unpack(data)
+        else:  # or the server has died
+            code = exit_code_of(self.sentinel)
         if code is None:
             self.give_up_exit_code()
         else:
             self._set_returncode(code)
+
+    def _tells_exit_code(self, timeout: float) -> bool:
+        """Whether somebody tells how the child has ended, or nobody will, within so many seconds."""
+        if not self._server.kernel_reaps:
+            return is_readable(self._status, timeout)
+        return is_reaped(self.sentinel, timeout) or self._server.has_ended()
 
     def expect_exit_code(
         self,
@@ -137,9 +148,9 @@ class SharedServedPopen(ServedPopen):
     def wait(self, timeout: float | None = None) -> int | None:
         if self.returncode is None and connection.wait([self.sentinel], timeout):
             self.poll()
-            if self.returncode is None and not connection.wait([self._status], _EXIT_CODE_LATE):
+            if self.returncode is None and not self._tells_exit_code(_EXIT_CODE_LATE):
                 self._wake_server()
-                connection.wait([self._status], _EXIT_CODE_LOST)
+                self._tells_exit_code(_EXIT_CODE_LOST)
             self.poll()
             if self.returncode is None:
                 self.give_up_exit_code()

@@ -112,7 +112,7 @@ class ServerProcess:
 
     def has_ended(self) -> bool:
         # A process that was killed takes a moment.
-        return is_readable(self._pidfd, 1.0 if self._killed else 0.0)
+        return self._reaped or is_readable(self._pidfd, 1.0 if self._killed else 0.0)
 
     def is_usable(self) -> bool:
         """Whether it takes requests."""
