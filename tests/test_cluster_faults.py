@@ -112,7 +112,10 @@ async def test_worker_that_is_killed_under_a_map(cluster: TestCluster, tmp_path:
                     on_error="yield",
                 )
     assert isinstance(outcomes[0].exception, WorkerLostError)
-    assert sum(outcome.exception is None for outcome in outcomes) >= 7
+    failures = [outcome.exception for outcome in outcomes if outcome.exception is not None]
+    assert all(isinstance(failure, WorkerLostError) for failure in failures)
+    # Up to two tasks a thread, Dask gives them out at once, perhaps all of them to this worker.
+    assert len(failures) <= 4, failures
 
 
 async def test_retries(cluster: TestCluster, tmp_path: Path) -> None:

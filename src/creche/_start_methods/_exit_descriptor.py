@@ -82,7 +82,7 @@ def is_readable(descriptor: int, timeout: float = 0.0) -> bool:
 def is_reaped(pidfd: int, timeout: float = 0.0) -> bool:
     """Whether a process was reaped, or is within ``timeout`` seconds. On Linux, from 6.9 on.
 
-    A process that has ended is about to be, and may have to wait for a CPU first; or for a debugger.
+    One that has ended is about to be, and may have to wait for a CPU first; or for a debugger.
     """
     poller = select.poll()
     poller.register(pidfd, 0)  # POLLHUP, which always counts

@@ -26,8 +26,8 @@ from ._spare import ReceivedDescriptor
 _SETTINGS = frozenset({"name", "authkey", "log_to_stderr", "log_level", "start_method"})
 
 # Seconds that an exit code may be on its way until the server, which somebody may have stopped, is
-# woken; and until it is given up. (On a busy machine, 50 ms were too few now and then: a process that
-# has ended needs a CPU once more to be reaped.)
+# woken; and until it is given up. (On a busy machine, 50 ms were too few now and then, as a process
+# that has ended needs a CPU once more to be reaped.)
 _EXIT_CODE_LATE = 0.2
 _EXIT_CODE_LOST = 5.0
 
@@ -92,7 +92,7 @@ class ServedPopen(OwnedPopen):
             self._set_returncode(code)
 
     def _tells_exit_code(self, timeout: float) -> bool:
-        """Whether somebody tells how the child has ended, or nobody will, within so many seconds."""
+        """Whether somebody tells in time how the child has ended, or nobody ever will."""
         if not self._server.kernel_reaps:
             return is_readable(self._status, timeout)
         return is_reaped(self.sentinel, timeout) or self._server.has_ended()
