@@ -95,7 +95,8 @@ def open_reaped_descriptor(pidfd: int) -> int:
 
     :raises OSError: if there are no descriptors left
     """
-    assert sys.platform == "linux"
+    if sys.platform != "linux":
+        raise NotImplementedError("pidfds are Linux's")
     with select.epoll() as poller:
         poller.register(pidfd, 0)
         return os.dup(poller.fileno())
