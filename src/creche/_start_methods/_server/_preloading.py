@@ -19,8 +19,8 @@ assert sys.platform == "linux" or not TYPE_CHECKING
 
 from .._main_module import MAIN, import_main_in_server
 
-# A thread that was joined may be listed for a moment longer.
-_TIME_FOR_THREADS_TO_GO = 0.1
+# Seconds. A thread that was joined may be listed for a moment longer, and on a busy machine for more.
+_TIME_FOR_THREADS_TO_GO = 0.5
 
 
 class ThreadsStarted(Exception):
