@@ -125,7 +125,16 @@ def wait_until_gone(pid: int, timeout: float = TIMEOUT) -> bool:
         os.close(pidfd)
 
 
-async def until(pool: ProcessPool, condition: Callable[[PoolStatistics], bool]) -> PoolStatistics:
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for what there is no event for."""
+    with anyio.fail_after(TIMEOUT):
+        while not condition():
+            await anyio.sleep(0.002)
+
+
+async def until_statistics(
+    pool: ProcessPool, condition: Callable[[PoolStatistics], bool]
+) -> PoolStatistics:
     """Wait until the statistics of a pool, of which nobody is told, are such."""
     try:
         with anyio.fail_after(TIMEOUT):

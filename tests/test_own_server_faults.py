@@ -25,7 +25,7 @@ import start_targets as targets
 import support
 from scripts import Program, Result
 from start_targets import value_of
-from support import TIMEOUT, Announcements, wait_until_gone
+from support import TIMEOUT, Announcements, until, wait_until_gone
 
 import creche
 from creche import AsyncProcess, ProcessDied, ProcessStartError, StopPolicy, run_in_process
@@ -440,8 +440,7 @@ def stop_new_servers(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 async def cancel_when(condition: Callable[[], object], scope: anyio.CancelScope) -> None:
-    while not condition():
-        await anyio.sleep(0.001)
+    await until(condition)
     scope.cancel()
 
 

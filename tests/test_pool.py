@@ -20,7 +20,7 @@ import cloudpickle
 import pytest
 import support
 import targets
-from support import TIMEOUT, Announcements, announce, until
+from support import TIMEOUT, Announcements, announce, until_statistics
 
 import creche
 from creche import PoolStatistics, ProcessPool, StopPolicy, open_pool
@@ -147,7 +147,7 @@ async def test_calls_run_in_order_of_arrival(
         await announcements.get_pid()
         for number in range(10):
             tasks.start_soon(pool.run, announce, announcements.path, number)
-            await until(pool, lambda s, n=number: s.calls_queued == n + 1)  # type: ignore[misc]
+            await until_statistics(pool, lambda s, n=number: s.calls_queued == n + 1)  # type: ignore[misc]
         gate.touch()
         assert [await announcements.get() for _ in range(10)] == [str(n) for n in range(10)]
 
@@ -184,7 +184,7 @@ async def test_call_that_was_sent_ahead_is_cancelled(
                 for _ in range(20):
                     short.start_soon(pool.run, call)
                 await announcements.get_pid()
-                await until(pool, lambda s: s.calls_queued <= 20)
+                await until_statistics(pool, lambda s: s.calls_queued <= 20)
                 short.cancel_scope.cancel()
             assert pool.statistics().calls_queued == 0
             assert pool.statistics().calls_running == 1
@@ -282,7 +282,7 @@ async def test_workers_are_started_on_demand(announcements: Announcements, gate:
                 tasks.start_soon(pool.run, targets.wait_for_file, announcements.path, str(gate))
             running = {await announcements.get_pid() for _ in range(3)}
             assert len(running) == 3
-            statistics = await until(pool, lambda s: s.calls_running == 3)
+            statistics = await until_statistics(pool, lambda s: s.calls_running == 3)
             assert statistics.workers_alive == len(statistics.workers) == 3
             assert statistics.calls_queued == 2
             gate.touch()
@@ -296,7 +296,7 @@ async def test_workers_are_kept_ready(start_method: str) -> None:
         killed = statistics.workers[0].pid
         assert killed is not None
         os.kill(killed, signal.SIGKILL)
-        statistics = await until(pool, lambda s: s.restarts == 1 and s.workers_idle == 2)
+        statistics = await until_statistics(pool, lambda s: s.restarts == 1 and s.workers_idle == 2)
         assert killed not in pids(statistics)
         assert len(statistics.workers) == 2
 
@@ -312,11 +312,11 @@ async def test_idle_workers_are_retired(
             for _ in range(3):
                 await announcements.get_pid()
             gate.touch()
-        statistics = await until(pool, lambda s: len(s.workers) == min_workers)
+        statistics = await until_statistics(pool, lambda s: len(s.workers) == min_workers)
         assert statistics.workers_idle == statistics.workers_alive == min_workers
         assert statistics.restarts == 0
         assert await pool.run(targets.add, 1) == 1
-        statistics = await until(pool, lambda s: len(s.workers) == min_workers)
+        statistics = await until_statistics(pool, lambda s: len(s.workers) == min_workers)
         assert statistics.restarts == 0
 
 
@@ -326,7 +326,7 @@ async def test_busy_workers_are_not_retired(announcements: Announcements, gate: 
         pid = await announcements.get_pid()
         # The other one comes and goes.
         assert await pool.run(targets.add, 1) == 1
-        statistics = await until(pool, lambda s: len(s.workers) == 1)
+        statistics = await until_statistics(pool, lambda s: len(s.workers) == 1)
         assert pids(statistics) == {pid}
         assert statistics.calls_running == 1
         gate.touch()
@@ -369,12 +369,12 @@ async def test_spares_do_not_work_while_enough_others_do(
     announcements: Announcements, gate: Path
 ) -> None:
     async with open_pool(1, max_tasks_per_worker=1, spares=2) as pool:
-        await until(pool, lambda s: s.workers_idle == 2)
+        await until_statistics(pool, lambda s: s.workers_idle == 2)
         async with anyio.create_task_group() as tasks:
             for _ in range(2):
                 tasks.start_soon(pool.run, targets.wait_for_file, announcements.path, str(gate))
             first = await announcements.get_pid()
-            statistics = await until(pool, lambda s: s.workers_idle == 2)
+            statistics = await until_statistics(pool, lambda s: s.workers_idle == 2)
             assert (statistics.calls_running, statistics.calls_queued) == (1, 1)
             assert statistics.workers_alive == 3
             gate.touch()
@@ -590,7 +590,7 @@ async def test_cancelled_while_running(
                 tasks.cancel_scope.cancel()
             assert support.wait_until_gone(pid, 0)
             assert await announcements.get() == "cleaned up"
-            statistics = await until(pool, lambda s: s.workers_idle == 1)
+            statistics = await until_statistics(pool, lambda s: s.workers_idle == 1)
             assert held in pids(statistics)
             assert pid not in pids(statistics)
             assert await pool.run(os.getpid) not in {pid, held}
@@ -608,7 +608,7 @@ async def test_cancelled_while_queued(announcements: Announcements, gate: Path) 
         async with anyio.create_task_group() as queued:
             for _ in range(300):
                 queued.start_soon(pool.run, announce, announcements.path, "never")
-            await until(pool, lambda s: s.calls_queued == 300)
+            await until_statistics(pool, lambda s: s.calls_queued == 300)
             queued.cancel_scope.cancel()
         statistics = pool.statistics()
         assert (statistics.calls_running, statistics.calls_queued) == (1, 0)
@@ -632,10 +632,10 @@ async def test_some_queued_calls_are_cancelled(announcements: Announcements, gat
         await announcements.get_pid()
         for number in range(10):
             tasks.start_soon(call, number)
-            await until(pool, lambda s, n=number: s.calls_queued == n + 1)  # type: ignore[misc]
+            await until_statistics(pool, lambda s, n=number: s.calls_queued == n + 1)  # type: ignore[misc]
         for number in (0, 3, 4, 9):
             scopes[number].cancel()
-        await until(pool, lambda s: s.calls_cancelled == 4)
+        await until_statistics(pool, lambda s: s.calls_cancelled == 4)
         gate.touch()
         assert [await announcements.get() for _ in range(6)] == list("125678")
 
@@ -675,7 +675,7 @@ async def test_leaving_waits_for_the_calls_of_others(
             tasks.start_soon(call, targets.wait_for_file, announcements.path, str(gate))
             await announcements.get_pid()
             tasks.start_soon(call, targets.add, 1)
-            await until(pool, lambda s: s.calls_queued == 1)
+            await until_statistics(pool, lambda s: s.calls_queued == 1)
             assert values == []
             tasks.start_soon(release)
         assert pool.statistics().calls_done == 2
@@ -700,7 +700,7 @@ async def test_leaving_with_an_error_stops_the_calls_of_others(
                 tasks.start_soon(call, support.clean_up, announcements.path)
                 pid = await announcements.get_pid()
                 tasks.start_soon(call, targets.add, 1)
-                await until(pool, lambda s: s.calls_queued == 1)
+                await until_statistics(pool, lambda s: s.calls_queued == 1)
                 raise ZeroDivisionError
         assert support.wait_until_gone(pid, 0)
         assert await announcements.get() == "cleaned up"
@@ -923,7 +923,7 @@ async def test_statistics(announcements: Announcements, gate: Path) -> None:
 
         with pytest.raises(creche.ProcessDied):
             await pool.run(os._exit, 3)
-        statistics = await until(pool, lambda s: not s.workers)
+        statistics = await until_statistics(pool, lambda s: not s.workers)
         assert calls(statistics) == (0, 0, 12, 2, 0)
         assert statistics.restarts == 1
 
@@ -932,7 +932,7 @@ async def test_statistics(announcements: Announcements, gate: Path) -> None:
             await announcements.get_pid()
             assert pool.statistics().calls_running == 1
             tasks.cancel_scope.cancel()
-        statistics = await until(pool, lambda s: not s.workers)
+        statistics = await until_statistics(pool, lambda s: not s.workers)
         assert calls(statistics) == (0, 0, 12, 2, 1)
         assert statistics.restarts == 2
     assert calls(pool.statistics()) == (0, 0, 12, 2, 1)
@@ -961,7 +961,7 @@ async def test_statistics_of_ending_workers(announcements: Announcements, gate: 
         assert statistics.workers_alive == statistics.restarts == 0
         assert [(w.pid, w.state, w.tasks) for w in statistics.workers] == [(pid, "ending", 1)]
         gate.touch()
-        await until(pool, lambda s: not s.workers)
+        await until_statistics(pool, lambda s: not s.workers)
 
 
 async def test_statistics_of_calls_that_cannot_be_pickled() -> None:
@@ -1084,7 +1084,7 @@ async def test_options_at_their_edges() -> None:
     async with open_pool(1, max_idle=0) as pool:
         for _ in range(3):
             assert await pool.run(targets.add, 1) == 1
-        await until(pool, lambda s: not s.workers)
+        await until_statistics(pool, lambda s: not s.workers)
 
 
 async def test_stop_policy(announcements: Announcements) -> None:

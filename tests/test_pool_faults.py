@@ -21,7 +21,7 @@ import channel_targets
 import psutil
 import pytest
 import support
-from support import TIMEOUT, Announcements
+from support import TIMEOUT, Announcements, until
 
 from creche import (
     ProcessDied,
@@ -69,13 +69,6 @@ def read_lines(path: str) -> list[str]:
 
 async def open_gate(path: str) -> None:
     await anyio.to_thread.run_sync(Path(path).write_text, "go", abandon_on_cancel=True)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """For what there is no event for."""
-    with anyio.fail_after(TIMEOUT):
-        while not condition():
-            await anyio.sleep(0.005)
 
 
 async def wait_gone(pid: int) -> None:

@@ -20,7 +20,7 @@ import cloudpickle
 import pytest
 import support
 import targets
-from support import TIMEOUT, Announcements, until
+from support import TIMEOUT, Announcements, until_statistics
 
 import creche
 from creche import ItemOutcome, ProcessMap, ProcessPool, StopPolicy, open_pool
@@ -469,7 +469,7 @@ async def test_ordered_values_wait_for_those_before(
 
             tasks.start_soon(receive)
             await announcements.get_pid()
-            await until(pool, lambda s: s.calls_done == 9)
+            await until_statistics(pool, lambda s: s.calls_done == 9)
             assert received == []
             gate.touch()
         assert received == list(range(10))
@@ -505,7 +505,7 @@ async def test_infinite_input(numbers: Any, ordered: bool) -> None:
         assert len(set(received)) == 500
         if ordered:
             assert received == list(range(0, 1000, 2))
-        await until(pool, quiet)
+        await until_statistics(pool, quiet)
         assert await pool.run(targets.add, 1) == 1
 
 
@@ -566,7 +566,7 @@ async def test_in_flight_bounds_what_is_taken(numbers: Any, in_flight: int, chun
             assert await anext(values) == 2 * received
             assert source.given - received <= in_flight
         # Nobody takes a value: at some time all is done that there is room for.
-        await until(pool, quiet)
+        await until_statistics(pool, quiet)
         assert 0 < source.given - 199 <= in_flight
 
 
@@ -589,7 +589,7 @@ async def test_slow_consumer_holds_up_the_input(numbers: Any, ordered: bool) -> 
             taken, done = 0, 0
             with anyio.fail_after(TIMEOUT):
                 while (taken, done) != (source.given, values.done):
-                    await until(pool, quiet)
+                    await until_statistics(pool, quiet)
                     taken, done = source.given, values.done
                     for _ in range(20):
                         await anyio.wait_all_tasks_blocked()
@@ -611,9 +611,9 @@ async def test_slow_first_item_bounds_what_is_kept(
                 received.extend(await take(values, 100))
 
             tasks.start_soon(receive)
-            await until(pool, lambda s: s.calls_running == 1 and s.calls_done > 0)
+            await until_statistics(pool, lambda s: s.calls_running == 1 and s.calls_done > 0)
             await announcements.get_pid()
-            await until(pool, lambda s: s.calls_done == source.given - 1)
+            await until_statistics(pool, lambda s: s.calls_done == source.given - 1)
             assert source.given <= 50
             assert received == []
             gate.touch()
@@ -820,7 +820,7 @@ async def test_timeout_does_not_count_the_wait_for_a_worker(
         tasks.start_soon(pool.run, targets.wait_for_file, announcements.path, str(gate))
         await announcements.get_pid()
         values = pool.map(support.double, range(3), timeout=TIMEOUT)
-        await until(pool, lambda s: s.calls_queued == 0 or s.calls_running == 1)
+        await until_statistics(pool, lambda s: s.calls_queued == 0 or s.calls_running == 1)
         gate.touch()
         assert await collect(values) == [0, 2, 4]
 
@@ -864,7 +864,7 @@ async def test_progress_that_raises() -> None:
     async with open_pool(1) as pool:
         with pytest.raises(ZeroDivisionError):
             await collect(pool.map(support.double, itertools.count(), on_progress=fail))
-        await until(pool, quiet)
+        await until_statistics(pool, quiet)
         assert await pool.run(targets.add, 1) == 1
 
 
@@ -932,7 +932,7 @@ async def test_break_stops_what_runs(announcements: Announcements) -> None:
         pid = await use()
         gc.collect()
         # Nobody waits for it, but it goes.
-        await until(pool, lambda s: pid not in {worker.pid for worker in s.workers})
+        await until_statistics(pool, lambda s: pid not in {worker.pid for worker in s.workers})
         assert support.wait_until_gone(pid)
         assert await collect(pool.map(support.double, [1, 2])) == [2, 4]
 
@@ -953,7 +953,7 @@ async def test_garbage_collected_map(announcements: Announcements) -> None:
         await take(values, 10)
         del values
         gc.collect()
-        await until(pool, quiet)
+        await until_statistics(pool, quiet)
         taken = numbers.given
         for _ in range(20):
             await anyio.wait_all_tasks_blocked()

@@ -94,7 +94,7 @@ STAGES = {
             ):
                 for func in (support.busy_loop, support.hold_the_gil):
                     group.start_soon(pool.run, support.announce_then, path, func)
-                statistics = await support.until(
+                statistics = await support.until_statistics(
                     pool, lambda statistics: statistics.workers_busy == 2
                 )
                 assert statistics.workers_idle == 1
@@ -318,7 +318,7 @@ IN_CLOSED_LOOP = {
     for func in (support.busy_loop, support.hold_the_gil):
         kept.append(asyncio.create_task(pool.run(support.announce_then, path, func)))
     kept.append(asyncio.create_task(to_process.run_sync(support.clean_up, path)))
-    await support.until(pool, lambda statistics: statistics.workers_busy == 2)
+    await support.until_statistics(pool, lambda statistics: statistics.workers_busy == 2)
     await wait_for_go()
     """,
     "map": """
@@ -384,7 +384,7 @@ def test_call_is_left_behind_in_a_closed_event_loop(program: Program, start_meth
         await pool.__aenter__()
         kept.append(pool)
         kept.append(asyncio.create_task(pool.run(support.wait_for_ever)))
-        await support.until(pool, lambda statistics: statistics.workers_busy == 1)
+        await support.until_statistics(pool, lambda statistics: statistics.workers_busy == 1)
 
     kept = []
 
@@ -736,7 +736,7 @@ def test_fork_keeps_no_worker_alive(
         async with open_pool(3, min_workers=3) as pool, anyio.create_task_group() as group:
             group.start_soon(pool.run, support.announce_then, path, support.hold_the_gil)
             group.start_soon(pool.run, support.announce_then, path, support.wait_for_ever)
-            statistics = await support.until(pool, lambda s: s.workers_busy == 2)
+            statistics = await support.until_statistics(pool, lambda s: s.workers_busy == 2)
             (idle,) = (worker.pid for worker in statistics.workers if worker.state == "idle")
             support.announce(path, idle)
             await wait_for_go()

@@ -15,7 +15,7 @@ import psutil
 import pytest
 import support
 import targets
-from support import TIMEOUT, Announcements
+from support import TIMEOUT, Announcements, until
 
 import creche
 from creche import ProcessDied, ProcessPool, ProcessTimeout, StopPolicy, open_pool
@@ -69,12 +69,6 @@ def waiting_to_send(pool: ProcessPool) -> int:
     assert pool._engine is not None
     workers = pool._engine.scheduler.workforce.all
     return sum(worker._large_calls._waits_for_worker for worker in workers)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    with anyio.fail_after(TIMEOUT):
-        while not condition():
-            await anyio.sleep(0.005)
 
 
 # --- results --------------------------------------------------------------------------------------

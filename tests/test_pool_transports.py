@@ -20,7 +20,7 @@ import anyio
 import pytest
 import support
 import targets
-from support import TIMEOUT, Announcements, until
+from support import TIMEOUT, Announcements, until_statistics
 
 from creche import (
     ProcessDied,
@@ -389,10 +389,10 @@ async def test_cancel_while_queued(announcements: Announcements, gate: str, tmp_
                 async with anyio.create_task_group() as queued:
                     queued.start_soon(pool.run, support.note, str(lines), 1)
                     queued.start_soon(pool.run, support.note, str(lines), 2)
-                    await until(pool, lambda statistics: statistics.calls_queued == 2)
+                    await until_statistics(pool, lambda statistics: statistics.calls_queued == 2)
                     queued.cancel_scope.cancel()
                 group.start_soon(pool.run, support.note, str(lines), 3)
-                await until(pool, lambda statistics: statistics.calls_queued == 1)
+                await until_statistics(pool, lambda statistics: statistics.calls_queued == 1)
                 await open_gate(gate)
             assert await pool.run(os.getpid) == pid
             assert pool.statistics().restarts == 0
@@ -491,7 +491,7 @@ async def test_death_while_idle(size: int) -> None:
         async with open_pool(1, stop=PATIENT) as pool:
             pid = await pool.run(os.getpid)
             os.kill(pid, signal.SIGKILL)
-            await until(pool, lambda statistics: statistics.restarts == 1)
+            await until_statistics(pool, lambda statistics: statistics.restarts == 1)
             assert await pool.run(len, bytes(size)) == size
             assert await pool.run(os.getpid) != pid
             assert pool.statistics().calls_failed == 0
@@ -539,9 +539,9 @@ async def test_leaving_waits_for_calls_under_way(announcements: Announcements, g
                 group.start_soon(run, pool, support.wait_for_gate, announcements.path, gate)
                 await announcements.get()
                 group.start_soon(run, pool, len, bytes(8 * MEBIBYTE))
-                await until(pool, lambda statistics: statistics.calls_queued == 1)
+                await until_statistics(pool, lambda statistics: statistics.calls_queued == 1)
                 group.start_soon(run, pool, support.payload, 3)
-                await until(pool, lambda statistics: statistics.calls_queued == 2)
+                await until_statistics(pool, lambda statistics: statistics.calls_queued == 2)
                 group.start_soon(open_gate, gate)
             assert values == ["went through", 8 * MEBIBYTE, bytes(3)]
 
@@ -600,6 +600,6 @@ async def test_workers_are_replaced_and_retired() -> None:
             assert len(set(pids)) == 3
         async with open_pool(2, max_idle=0.05, stop=PATIENT) as pool:
             pid = await pool.run(os.getpid)
-            await until(pool, lambda statistics: not statistics.workers)
+            await until_statistics(pool, lambda statistics: not statistics.workers)
             assert support.wait_until_gone(pid, 0)
             await check_serves(pool)

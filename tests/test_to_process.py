@@ -17,7 +17,7 @@ import anyio.to_process
 import pytest
 import support
 import targets
-from support import TIMEOUT, Announcements
+from support import TIMEOUT, Announcements, until
 
 import creche
 from creche import ProcessDied, SerializationError, open_pool, to_process
@@ -35,13 +35,6 @@ def gate(tmp_path: Path) -> str:
 
 async def open_gate(path: str) -> None:
     await anyio.to_thread.run_sync(Path(path).write_text, "go", abandon_on_cancel=True)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """For what there is no event for."""
-    with anyio.fail_after(TIMEOUT):
-        while not condition():
-            await anyio.sleep(0.002)
 
 
 def is_gone(pid: int) -> bool:

@@ -19,7 +19,7 @@ assert sys.platform == "linux" or not TYPE_CHECKING
 
 from .._main_module import MAIN, import_main_in_server
 
-# Seconds. A thread that was joined may be listed for a moment longer, and on a busy machine for more.
+# Seconds. A thread that was joined is listed for a moment longer, on a busy machine for a long one.
 _TIME_FOR_THREADS_TO_GO = 0.5
 
 
