@@ -713,6 +713,22 @@ async def test_items_that_cannot_be_pickled(chunksize: Any, bad: int) -> None:
         assert received == items[:bad]
 
 
+@pytest.mark.parametrize("chunksize", [1, 3, 6])
+async def test_heavy_items_that_cannot_be_pickled(chunksize: int) -> None:
+    """They are pickled in a thread; nothing else goes on that would have the map go on, too."""
+    heavy = list(range(100_000))
+    items: list[Any] = [(heavy, threading.Lock()), (heavy, 0)] * 3
+    with anyio.fail_after(TIMEOUT):
+        async with open_pool(1) as pool:
+            outcomes = await outcomes_of(pool, len, items, chunksize)
+    for outcome in outcomes:
+        if outcome.index % 2:
+            assert outcome.value == 2
+        else:
+            assert isinstance(outcome.exception, creche.SerializationError)
+            assert "argument 1" in str(outcome.exception)
+
+
 async def test_function_that_cannot_be_pickled() -> None:
     async with open_pool(1) as pool:
         outcomes = await outcomes_of(pool, lambda item: item, [1, 2, 3], "auto")

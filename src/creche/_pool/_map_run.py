@@ -277,7 +277,7 @@ class MapRun:
         try:
             payload = pickle(light=True)
         except TooHeavyError:
-            self.engine.jobs.run(chunk, lambda: outcome_of(pickle), self._on_pickled)
+            self.engine.jobs.run(chunk, lambda: outcome_of(pickle), self._on_pickled_in_thread)
         except BaseException as error:
             self._on_pickled(chunk, Failure(error))
         else:
@@ -287,6 +287,11 @@ class MapRun:
         """Tell instruments of a chunk; return what is to be called for its function."""
         chunk.observed = self.engine.observe(self._func, len(chunk.items))
         return self._context.run(announce, chunk.observed, self._func)
+
+    def _on_pickled_in_thread(self, chunk: Chunk, pickled: Outcome) -> None:
+        self._on_pickled(chunk, pickled)
+        self._feed()  # its items, one by one, if they could not be: no answer will lead to that
+        self._wake()
 
     def _on_pickled(self, chunk: Chunk, pickled: Outcome) -> None:
         if isinstance(pickled, Failure):
