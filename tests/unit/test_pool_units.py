@@ -6,6 +6,7 @@ import itertools
 import math
 import pickle
 import socket
+import types
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 import creche
 from creche._loop_poller import loop_poller
 from creche._loops import current_loop
+from creche._pool import _map_input
 from creche._pool._answers import Unbegun
 from creche._pool._calls import CallState, PoolCall, what_runs
 from creche._pool._chunk_size import CHUNK_SECONDS, ChunkSize
@@ -689,6 +691,18 @@ async def test_inputs() -> None:
         assert await Reader(in_async(expected), expected).take_all() == pairs
         assert await Reader(range(size)).take_all() == expected
         assert await Reader(range(size - 1, -1, -1)).take_all() == expected[::-1]
+
+
+@pytest.mark.anyio
+async def test_something_is_taken_however_late_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where this process has to wait for a CPU between two looks at the clock, too."""
+    seconds = itertools.count()
+    clock = types.SimpleNamespace(perf_counter=lambda: next(seconds))
+    monkeypatch.setattr(_map_input, "time", clock)
+    reader = Reader(list(range(200)))
+    assert reader.take(1) == [0]
+    assert 0 < len(reader.take(150)) < 150
+    assert (await reader.take_all())[-1] == 199
 
 
 @pytest.mark.anyio

@@ -76,7 +76,11 @@ class MapInput:
         return self._ended and not self._buffer
 
     def take(self, size: int) -> Sequence[Any]:
-        """Take the next items: at most ``size``, and fewer where they do not come quickly."""
+        """Take the next items: at most ``size``, and fewer where they do not come quickly.
+
+        But one at least, if ``size`` is as much, and an iterator has one: that the input is slow is
+        no reason for a map to stop, nor is that this process had to wait for a CPU.
+        """
         if self._cancel_reading is not None:
             return [self._buffer.popleft() for _ in range(min(size, len(self._buffer)))]
         if type(self._source) is range:
@@ -84,12 +88,14 @@ class MapInput:
         items: list[Any] = []
         begin = time.perf_counter()
         try:
-            while len(items) < size and time.perf_counter() - begin < _SECONDS:
+            while len(items) < size:
                 wanted = min(2 * len(items) + _LOOK_AFTER, size)
                 # Item by item into the list: if the input raises, those before are there.
                 items.extend(islice(self._source, wanted - len(items)))
                 if len(items) < wanted:
                     self._end(None)
+                    break
+                if time.perf_counter() - begin > _SECONDS:
                     break
         except BaseException as error:
             self._end(error)
