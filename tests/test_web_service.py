@@ -382,6 +382,11 @@ async def test_overload(service: Service, client: httpx.AsyncClient, photo: byte
 # --- what goes wrong while work runs ------------------------------------------------------------
 
 
+def cpu_seconds(pid: int) -> float:
+    times = psutil.Process(pid).cpu_times()
+    return times.user + times.system
+
+
 @asynccontextmanager
 async def stopped_in_work(
     service: Service, client: httpx.AsyncClient, connect: Callable[[], Awaitable[None]]
@@ -391,13 +396,19 @@ async def stopped_in_work(
     :param connect: sends a request that takes long
     """
     workers = await until_ready(service, client)
+    before = {pid: cpu_seconds(pid) for pid in workers}
 
     async def busy() -> bool:
         return (await metrics(client))[RUNNING] == WORKERS
 
+    async def at_work() -> bool:
+        # A call counts as running when it was sent; this one takes more, and receiving it less.
+        return all(cpu_seconds(pid) - before[pid] >= 0.03 for pid in workers)
+
     for _ in range(WORKERS):
         await connect()
     await until(busy)
+    await until(at_work)
     for pid in workers:
         os.kill(pid, signal.SIGSTOP)
     assert await busy()
