@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -210,6 +211,31 @@ def test_noise() -> None:
         ring.writer._cells[WRITTEN] = chance.randrange(SIZE)
         with contextlib.suppress(BadRingError):
             assert len(ring.read()) <= SIZE // 8
+
+
+def test_ends_of_two_rings_in_two_threads() -> None:
+    """Each has a fence of its own: nobody gives back the lock that somebody else has taken."""
+    failures: list[BaseException] = []
+
+    def use(ring: Ring) -> None:
+        try:
+            for _ in range(20_000):
+                ring.reader.about_to_wait()
+                ring.reader.writer_awaits_turn()
+        except RuntimeError as error:
+            failures.append(error)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=use, args=(Ring(),)) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+    finally:
+        sys.setswitchinterval(interval)
+    assert failures == []
 
 
 def test_two_threads() -> None:

@@ -9,7 +9,7 @@ import sys
 
 from ._eager_receiving import EagerReceiver
 from ._hub_sockets import HubAddress, hub_accept, hub_connect, hub_listen
-from ._memory_order import STORES_IN_ORDER, fence
+from ._memory_order import STORES_IN_ORDER, make_fence
 from ._missed_signals import SignalThread, raise_in_main_thread, take_back
 from ._selector_poller import SelectorPoller
 from ._shared_numbers import SharedNumbers
@@ -137,7 +137,6 @@ __all__ = [
     "call_sockets",
     "default_stop_request",
     "die_as_terminated",
-    "fence",
     "fresh_memory",
     "hub_accept",
     "hub_connect",
@@ -145,6 +144,7 @@ __all__ = [
     "keep_segment",
     "lift_memory_limit",
     "limit_memory",
+    "make_fence",
     "merge_output",
     "on_missed_stop_request",
     "on_stop_request",

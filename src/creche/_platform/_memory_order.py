@@ -13,31 +13,36 @@ from __future__ import annotations
 
 import platform
 import threading
+from collections.abc import Callable
 
 STORES_IN_ORDER = platform.machine().lower() in {"x86_64", "amd64", "x86", "i386", "i686"}
 """Whether other processes see what this one writes in the order in which it does, and the other way
-round, without a :func:`fence`."""
-
-_lock = threading.Lock()
-_acquire = _lock.acquire
-_release = _lock.release
+round, without a fence."""
 
 
-if STORES_IN_ORDER:
+def make_fence() -> Callable[[], None]:
+    """Make a function that sees to it that what its caller wrote before is seen by all, before the
+    caller reads anything after; and, where there is need of that, keeps the order of all else.
 
-    def fence() -> None:
-        """See to it that what was written before is seen by all, before anything is read after."""
-        _acquire(False)  # a fork may have found it taken
-        _release()
+    :return: for one thread: another one might give back the lock that this one has taken
+    """
+    lock = threading.Lock()
+    acquire, release = lock.acquire, lock.release
 
-else:
+    if STORES_IN_ORDER:
 
-    def fence() -> None:
-        """See to it that what was written before is seen by all, before anything is read after, and
-        keep the order of all else."""
-        # Taking a lock keeps what comes after it, and giving it back what comes before: what is
-        # before this release cannot change places with what is after the next acquire.
-        _acquire(False)
-        _release()
-        _acquire(False)
-        _release()
+        def fence() -> None:
+            acquire(False)  # an exception in between may have left it taken
+            release()
+
+    else:
+
+        def fence() -> None:
+            # Taking a lock keeps what comes after it, and giving it back what comes before: what is
+            # before this release cannot change places with what is after the next acquire.
+            acquire(False)
+            release()
+            acquire(False)
+            release()
+
+    return fence

@@ -26,7 +26,7 @@ import mmap
 from collections.abc import Callable, Generator
 from typing import Any
 
-from .._platform import STORES_IN_ORDER, fence
+from .._platform import STORES_IN_ORDER, make_fence
 
 NUMBERS_BYTES = mmap.PAGESIZE
 WRITTEN, READ, ALLOWED, READER_WAITS, ROOM_AWAITED, TURN_AWAITED = range(0, 48, 8)
@@ -61,7 +61,7 @@ def largest_record(ring_bytes: int) -> int:
 
 
 class RingWriter:
-    """The end that writes.
+    """The end that writes. One thread uses it.
 
     :param memory: the numbers and the ring, of which the size is a power of two
     :param ring_bell: called to wake the reader
@@ -74,6 +74,7 @@ class RingWriter:
         self._size = len(self._bytes)
         self._mask = self._size - 1
         self._ring_bell = ring_bell
+        self._fence = make_fence()
         self._written: int = self._cells[WRITTEN]
         self._end = self._cells[READ] + self._size  # how far it may write
         self._items = 0
@@ -107,10 +108,10 @@ class RingWriter:
         # As _publish() does: a call would take as long as all of this.
         self._written += needed
         if not STORES_IN_ORDER:
-            fence()
+            self._fence()
         cells = self._cells
         cells[WRITTEN] = self._written
-        fence()
+        self._fence()
         if cells[READER_WAITS] != self._answered:
             self._answer()
         return True
@@ -135,12 +136,12 @@ class RingWriter:
     def await_turn(self) -> None:
         """Have the bell rung when another item may be written; look once more before waiting."""
         self._cells[TURN_AWAITED] += 1
-        fence()
+        self._fence()
 
     def await_room(self) -> None:
         """Have the bell rung when more was read; look once more before waiting."""
         self._cells[ROOM_AWAITED] += 1
-        fence()
+        self._fence()
 
     def close(self) -> None:
         for view in (self._words, self._cells, self._bytes):
@@ -153,7 +154,7 @@ class RingWriter:
         if self._written + gap + needed > self._end:
             self._end = self._cells[READ] + self._size
             if not STORES_IN_ORDER:
-                fence()
+                self._fence()
             if self._written + gap + needed > self._end:
                 return False
         if gap:
@@ -163,10 +164,10 @@ class RingWriter:
 
     def _publish(self, written: int) -> None:
         if not STORES_IN_ORDER:
-            fence()
+            self._fence()
         self._written = written
         self._cells[WRITTEN] = written
-        fence()
+        self._fence()
         if self._cells[READER_WAITS] != self._answered:
             self._answer()
 
@@ -176,7 +177,7 @@ class RingWriter:
 
 
 class RingReader:
-    """The end that reads. It relies on nothing that it reads.
+    """The end that reads. It relies on nothing that it reads. One thread uses it.
 
     :param memory: the numbers and the ring, of which the size is a power of two
     :param ahead: how many items the writer may write ahead of those that were taken
@@ -190,6 +191,7 @@ class RingReader:
         self._size = len(self._bytes)
         self._mask = self._size - 1
         self._ring_bell = ring_bell
+        self._fence = make_fence()
         self._read = 0
         self._room_answered: int = 0
         self._turn_answered: int = 0
@@ -264,7 +266,7 @@ class RingReader:
 
     def writer_awaits_turn(self) -> bool:
         """Whether the writer waits for its turn, and was not rung for that."""
-        fence()
+        self._fence()
         return self._cells[TURN_AWAITED] != self._turn_answered
 
     def give_turn(self) -> None:
@@ -275,7 +277,7 @@ class RingReader:
     def about_to_wait(self) -> None:
         """Have the bell rung when there is something to read; look once more before waiting."""
         self._cells[READER_WAITS] += 1
-        fence()
+        self._fence()
 
     def close(self) -> None:
         for view in (self._words, self._cells, self._bytes):
@@ -284,7 +286,7 @@ class RingReader:
     def _how_far(self) -> int:
         written: int = self._cells[WRITTEN]
         if not STORES_IN_ORDER:
-            fence()
+            self._fence()
         if not 0 <= written - self._read <= self._size:
             raise BadRingError(f"{written} bytes written and {self._read} bytes read")
         return written
@@ -293,9 +295,9 @@ class RingReader:
         if read != self._read:
             self._read = read
             if not STORES_IN_ORDER:
-                fence()
+                self._fence()
             self._cells[READ] = read
-            fence()
+            self._fence()
             awaited = self._cells[ROOM_AWAITED]
             if awaited != self._room_answered:
                 self._room_answered = awaited
