@@ -794,6 +794,22 @@ class DiesInWorkers:
         return os._exit, (4,)
 
 
+def slow_to_pickle(opened: threading.Event) -> list[Any]:
+    """What is pickled in a thread, which waits until it may go on."""
+    return [*map(str, range(100_000)), OpensSlowly(opened)]
+
+
+class OpensSlowly:
+    def __init__(self, opened: threading.Event) -> None:
+        self.begun = threading.Event()
+        self._opened = opened
+
+    def __reduce__(self) -> Any:
+        self.begun.set()
+        self._opened.wait(TIMEOUT)
+        return int, ()
+
+
 class WaitsOnPickling:
     def __init__(self, ready: str) -> None:
         self._ready = ready

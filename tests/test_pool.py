@@ -8,11 +8,12 @@ import math
 import os
 import pickle
 import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import anyio
 import anyio.to_thread
@@ -20,7 +21,7 @@ import cloudpickle
 import pytest
 import support
 import targets
-from support import TIMEOUT, Announcements, announce, until_statistics
+from support import TIMEOUT, Announcements, announce, until, until_statistics
 
 import creche
 from creche import PoolStatistics, ProcessPool, StopPolicy, open_pool
@@ -705,6 +706,94 @@ async def test_leaving_with_an_error_stops_the_calls_of_others(
         assert support.wait_until_gone(pid, 0)
         assert await announcements.get() == "cleaned up"
     assert [type(error) for error in errors] == [creche.ProcessClosedError] * 2
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_pool_left_while_a_call_is_pickled(fails: bool) -> None:
+    """It is one of the calls for which leaving waits, and which a failure ends."""
+    opened = threading.Event()
+    argument = support.slow_to_pickle(opened)
+    outcomes: list[Any] = []
+
+    async def call() -> None:
+        try:
+            outcomes.append(await pool.run(len, argument))
+        except creche.ProcessClosedError as error:
+            outcomes.append(error)
+
+    try:
+        with anyio.fail_after(TIMEOUT):
+            async with anyio.create_task_group() as tasks:
+                with contextlib.suppress(KeyError):
+                    async with open_pool(1) as pool:
+                        tasks.start_soon(call)
+                        await until(argument[-1].begun.is_set)
+                        if fails:
+                            raise KeyError
+                        tasks.start_soon(anyio.to_thread.run_sync, opened.set)
+                opened.set()
+    finally:
+        opened.set()
+    (outcome,) = outcomes
+    assert isinstance(outcome, creche.ProcessClosedError) if fails else outcome == len(argument)
+
+
+async def test_answers_that_come_while_one_is_handled() -> None:
+    """What is told of one answer may call off another call: each goes to whom it belongs to."""
+
+    def raise_at(most: int, done: int, _total: int | None) -> None:
+        if done > most:
+            time.sleep(0.002)  # and more answers come
+            raise ZeroDivisionError
+
+    async with open_pool(1) as pool:
+        for _ in range(50):
+            await pool.run(support.double, 1)  # so short that they are sent ahead
+        over = False
+
+        async def call() -> None:
+            number = 0
+            while not over:
+                number += 1
+                assert await pool.run(support.double, number) == 2 * number
+
+        with anyio.fail_after(TIMEOUT):
+            async with anyio.create_task_group() as tasks:
+                for _ in range(6):
+                    tasks.start_soon(call)
+                for most in range(200, 1000, 10):
+                    on_progress = functools.partial(raise_at, most)
+                    with pytest.raises(ZeroDivisionError):
+                        await pool.map(
+                            support.double, [*range(3000)], chunksize=20, on_progress=on_progress
+                        )
+                    async with pool.map(support.double, [*range(3000)], chunksize=20) as values:
+                        async for value in values:
+                            if value > most:
+                                await pool.run(support.double, 1)
+                                break
+                over = True
+
+
+async def test_calls_that_fail_at_once_let_others_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> NoReturn:
+        raise OSError("there are no more")
+
+    async with open_pool(1) as pool:
+        assert pool._engine is not None
+        monkeypatch.setattr(pool._engine.scheduler.workforce, "_make_worker", fail)
+        over = False
+
+        async def end() -> None:
+            nonlocal over
+            over = True
+
+        with anyio.fail_after(TIMEOUT):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(end)
+                while not over:
+                    with pytest.raises(creche.ProcessStartError, match="there are no more"):
+                        await pool.run(targets.add, 1)
 
 
 @pytest.mark.parametrize("min_workers", [0, 2])

@@ -29,6 +29,7 @@ from creche import (
     ProcessPool,
     ProcessStartError,
     ProcessTimeout,
+    SerializationError,
     StopPolicy,
     WorkerMemoryError,
     create_channel,
@@ -235,6 +236,26 @@ async def test_idle_workers_are_killed_as_calls_come(workers: int) -> None:
                             os.kill(worker.pid, signal.SIGKILL)
                 assert await pool.run(support.double, number) == 2 * number
             assert pool.statistics().calls_failed == 0
+
+
+async def test_too_many_descriptors_for_one_call() -> None:
+    """They cannot travel together: that is an error, and no reason to try other workers."""
+    ends = [create_channel[int](1) for _ in range(254)]
+    with anyio.fail_after(TIMEOUT):
+        async with open_pool(1, stop=PATIENT) as pool:
+            with pytest.raises(SerializationError, match="no more than 253 descriptors"):
+                await pool.run(support.ignore, [send for send, _ in ends])
+            assert pool.statistics().workers == ()
+    for end in [end for pair in ends for end in pair]:
+        end.close()
+
+
+async def test_garbage_before_the_worker_is_ready() -> None:
+    """As other failures to start: three in a row are an error."""
+    with anyio.fail_after(TIMEOUT):
+        async with open_pool(1, stop=FORCEFUL, initializer=support.write_garbage) as pool:
+            with pytest.raises(ProcessStartError):
+                await pool.run(support.double, 1)
 
 
 async def test_death_while_arguments_are_unpickled(announcements: Announcements) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import gc
 import itertools
 import math
 import os
+import signal
+import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -828,6 +832,23 @@ async def test_timeout_of_an_item(announcements: Announcements) -> None:
         assert received == [0, 1]
 
 
+async def test_item_that_ends_as_its_time_is_over() -> None:
+    """Its answer lies there when the loop, which was held up, comes to the timer: it counts."""
+
+    async def hold_up() -> None:
+        await until_statistics(pool, lambda s: s.calls_running == 1)
+        time.sleep(1)
+
+    func = functools.partial(support.busy_for, 0.3)
+    with anyio.fail_after(TIMEOUT):
+        async with open_pool(1, min_workers=1) as pool, anyio.create_task_group() as tasks:
+            await pool.run(func, 1)
+            tasks.start_soon(hold_up)
+            outcomes = await collect(pool.map(func, range(3), timeout=0.8, on_error="yield"))
+    assert [outcome.index for outcome in outcomes] == [0, 1, 2]
+    assert outcomes[0].value == 0
+
+
 async def test_timeout_does_not_count_the_wait_for_a_worker(
     announcements: Announcements, gate: Path
 ) -> None:
@@ -1085,6 +1106,92 @@ async def test_closing_the_pool_ends_a_map_whose_consumer_waits(
         assert support.wait_until_gone(pid, 0)
 
 
+async def test_leaving_the_pool_ends_a_map_that_waits_for_its_input() -> None:
+    send, receive = anyio.create_memory_object_stream[int](1)
+    received: list[int] = []
+
+    async def consume() -> None:
+        with pytest.raises(creche.ProcessClosedError):
+            await collect_into(received, pool.map(support.double, receive))
+
+    with anyio.fail_after(TIMEOUT), send, receive:
+        async with anyio.create_task_group() as tasks, open_pool(1) as pool:
+            tasks.start_soon(consume)
+            await send.send(1)
+            await support.until(lambda: received)
+    assert received == [2]
+
+
+async def test_input_is_cancelled_by_somebody(anyio_backend_name: str) -> None:
+    """A map does not take that for the end of it."""
+    if anyio_backend_name != "asyncio":
+        pytest.skip("asyncio's own")
+
+    async def give_some() -> AsyncIterator[int]:
+        yield 1
+        other = asyncio.ensure_future(asyncio.sleep(TIMEOUT))
+        other.cancel()
+        await other
+
+    received: list[int] = []
+    with anyio.fail_after(TIMEOUT):
+        async with open_pool(1) as pool:
+            with pytest.raises(RuntimeError, match="the input of a map was cancelled"):
+                await collect_into(received, pool.map(support.double, give_some()))
+    assert received == [2]
+
+
+def run_in_thread(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run an event loop that may be hard to end."""
+
+    def run() -> None:
+        with contextlib.suppress(SystemExit):
+            asyncio.run(main())
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(TIMEOUT)
+    assert not thread.is_alive()
+
+
+def test_loop_ends_before_the_input_is_read() -> None:
+    """Nothing runs of an asyncio task that is cancelled before its first step."""
+
+    async def give() -> AsyncIterator[int]:
+        while True:
+            yield 1
+            await asyncio.sleep(0.01)
+
+    async def use_a_map() -> None:
+        async with open_pool(1) as pool, pool.map(support.double, give()) as values:
+            async for _ in values:
+                pass
+
+    async def main() -> None:
+        tasks.append(asyncio.create_task(use_a_map()))
+
+    tasks: list[asyncio.Task[None]] = []
+    run_in_thread(main)
+
+
+def test_task_leaves_the_loop_at_the_last_answer_of_a_dead_worker() -> None:
+    async def call_and_leave(pool: ProcessPool) -> None:
+        await pool.run(support.double, 1)
+        sys.exit(3)
+
+    async def main() -> None:
+        async with open_pool(1, min_workers=1) as pool:
+            pid = await pool.run(os.getpid)
+            task = asyncio.create_task(call_and_leave(pool))
+            await support.until(lambda: pool.statistics().calls_running)
+            time.sleep(0.2)  # the loop is held up: the answer comes, and the worker is killed
+            os.kill(pid, signal.SIGKILL)
+            assert support.wait_until_gone(pid)
+            await task
+
+    run_in_thread(main)
+
+
 async def test_leaving_the_pool_while_another_task_takes_values() -> None:
     """The map ends: with all of its values, or with an error after some of them."""
     received: list[int] = []
@@ -1138,25 +1245,9 @@ async def test_max_tasks_per_worker_counts_chunks() -> None:
         assert pool.statistics().restarts == 0
 
 
-def slow_to_pickle(opened: threading.Event) -> list[Any]:
-    """What is pickled in a thread, which waits until it may go on."""
-    return [*map(str, range(100_000)), OpensSlowly(opened)]
-
-
-class OpensSlowly:
-    def __init__(self, opened: threading.Event) -> None:
-        self.begun = threading.Event()
-        self._opened = opened
-
-    def __reduce__(self) -> Any:
-        self.begun.set()
-        self._opened.wait(TIMEOUT)
-        return int, ()
-
-
 async def test_closed_while_a_chunk_is_pickled() -> None:
     opened = threading.Event()
-    items = [slow_to_pickle(opened) for _ in range(3)]
+    items = [support.slow_to_pickle(opened) for _ in range(3)]
     try:
         with anyio.fail_after(TIMEOUT):
             async with open_pool(1) as pool:
@@ -1175,7 +1266,7 @@ async def test_closed_while_a_chunk_is_pickled() -> None:
 
 async def test_pool_left_while_a_chunk_is_pickled() -> None:
     opened = threading.Event()
-    items = [slow_to_pickle(opened) for _ in range(3)]
+    items = [support.slow_to_pickle(opened) for _ in range(3)]
     errors: list[BaseException] = []
 
     async def consume(pool: ProcessPool) -> None:

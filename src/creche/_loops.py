@@ -111,10 +111,17 @@ def run_to_end(main: Callable[[], Awaitable[T]], backend: str) -> T:
     return anyio.run(main, backend=backend)
 
 
-def spawn(loop: EventLoop, run: Callable[[], Awaitable[None]]) -> Callable[[], None]:
+def spawn(
+    loop: EventLoop,
+    run: Callable[[], Awaitable[None]],
+    *,
+    on_end: Callable[[], object] | None = None,
+) -> Callable[[], None]:
     """Run an async function in a task of its own in ``loop``, in which the caller runs.
 
     :param run: does not raise
+    :param on_end: called in the loop when the task has ended; even where it has never begun, as
+        nothing runs of an asyncio task that is cancelled before its first step
     :return: what cancels it
     """
     scope = anyio.CancelScope()
@@ -128,9 +135,19 @@ def spawn(loop: EventLoop, run: Callable[[], Awaitable[None]]) -> Callable[[], N
         running = asyncio.Task(task(), loop=loop)
         _tasks.add(running)
         running.add_done_callback(_tasks.discard)
+        if on_end is not None:
+            running.add_done_callback(lambda _: on_end())
     else:
+
+        async def trio_task() -> None:
+            try:
+                await task()
+            finally:
+                if on_end is not None:
+                    on_end()
+
         sys.modules["trio"].lowlevel.spawn_system_task(
-            task, context=contextvars.copy_context(), name="creche-task"
+            trio_task, context=contextvars.copy_context(), name="creche-task"
         )
     return scope.cancel
 
@@ -248,6 +265,8 @@ class _AsyncioWaiter:
         if not self._awake:
             self._asyncio_future_blocking = True
             yield self
+        else:
+            yield None  # others run, as they do where there is something to wait for
 
     def get_loop(self) -> asyncio.AbstractEventLoop:
         return self._loop

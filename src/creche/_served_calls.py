@@ -45,7 +45,11 @@ class ServedCalls(Generic[K]):
         :param awaits: whether it is async
         """
         if awaits:
-            self._cancels[key] = spawn(self._loop, lambda: self._run(key, func, args, reply))
+            self._cancels[key] = spawn(
+                self._loop,
+                lambda: self._run(key, func, args, reply),
+                on_end=lambda: self._ended(key),
+            )
             return
         try:
             value = func(*args)
@@ -90,7 +94,8 @@ class ServedCalls(Generic[K]):
                 raise
         else:
             reply(key, Value(value))
-        finally:
-            del self._cancels[key]
-            if not self._cancels and self._over is not None:
-                self._over.set()
+
+    def _ended(self, key: K) -> None:
+        del self._cancels[key]
+        if not self._cancels and self._over is not None:
+            self._over.set()

@@ -7,7 +7,7 @@ import math
 import pickle
 import socket
 import types
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any
 
 import anyio
@@ -26,6 +26,7 @@ from creche._pool._answers import Unbegun
 from creche._pool._calls import CallState, PoolCall, what_runs
 from creche._pool._chunk_size import CHUNK_SECONDS, ChunkSize
 from creche._pool._chunks import Chunk, Part
+from creche._pool._deadlines import Deadlines
 from creche._pool._map_input import MapInput
 from creche._pool._options import PoolOptions, check_options
 from creche._pool._outcomes import ItemOutcome
@@ -626,6 +627,41 @@ def test_item_outcomes() -> None:
     assert pickle.loads(pickle.dumps(good)) == good
     with pytest.raises(AttributeError):
         good.index = 2  # type: ignore[misc]
+
+
+# --- deadlines ------------------------------------------------------------------------------------
+
+
+def deadlines_of(on_due: Callable[[str], object]) -> tuple[Deadlines[str], list[Any]]:
+    timers: list[Any] = []
+    deadlines: Deadlines[str]
+    deadlines = Deadlines(0.0, lambda _seconds, method: timers.append(method), on_due)
+    return deadlines, timers
+
+
+def test_one_that_is_due_ends_another() -> None:
+    due: list[str] = []
+
+    def on_due(what: str) -> None:
+        due.append(what)
+        deadlines.discard("b")
+
+    deadlines, timers = deadlines_of(on_due)
+    for what in "abc":
+        deadlines.add(what)
+    (check,) = timers
+    check()
+    assert due == ["a", "c"]
+
+
+def test_one_that_is_counted_anew_is_the_last() -> None:
+    due: list[str] = []
+    deadlines, timers = deadlines_of(due.append)
+    for what in "aba":
+        deadlines.add(what)
+    (check,) = timers
+    check()
+    assert due == ["b", "a"]
 
 
 # --- the input ----------------------------------------------------------------------------------

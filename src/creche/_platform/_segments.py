@@ -21,15 +21,13 @@ from typing import TYPE_CHECKING, Any
 assert sys.platform == "linux" or not TYPE_CHECKING
 
 from .._wire._framing import Buffer
+from .._wire._handing_over import MAX_DESCRIPTORS
 from ._fresh_memory import ask_for_huge_pages
 from ._posix import DescriptorForChild
 from ._streams import StreamReader, StreamWriter, open_stream
 
 # writev(2) takes no more pieces at once.
 _MAX_PIECES = 1024
-
-# sendmsg(2) takes no more descriptors at once (SCM_MAX_FD).
-MAX_TOGETHER = 253
 
 
 class Segment:
@@ -147,7 +145,7 @@ class SegmentSocket:
 
         :raises EOFError: if there are none, but should be
         """
-        data, descriptors, _, _ = socket.recv_fds(self._socket, 1, MAX_TOGETHER)
+        data, descriptors, _, _ = socket.recv_fds(self._socket, 1, MAX_DESCRIPTORS)
         if not descriptors and data != _NONE:
             raise EOFError("no descriptors came with the message that announced them")
         for descriptor in descriptors:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -10,7 +11,7 @@ from typing import Any, Protocol
 from .._errors import ProcessClosedError, ProcessStartError, ProcessStateError
 from .._function_names import qualified_name
 from .._instruments import ObservedCall
-from .._loops import EventLoop, current_loop, is_current, waiter_in
+from .._loops import EventLoop, Waiter, current_loop, is_current, waiter_in
 from .._runtime import runtime
 from .._wire._context import CallInContext
 from .._wire._outcomes import Failure, Outcome, Value, cannot_pickle_call
@@ -55,6 +56,9 @@ class CallEngine(ABC):
         self.jobs = ThreadJobs(self.loop, self._runtime.picklers)
         self._owner_pid = os.getpid()
         self._calls: set[PoolCall] = set()
+        self._picklings: set[_Pickling] = set()
+        self.maps: weakref.WeakSet[Any] = weakref.WeakSet()
+        """Those that may be under way."""
 
     # --- calls ----------------------------------------------------------------------------------
 
@@ -99,14 +103,17 @@ class CallEngine(ABC):
         """Pickle a call: here if that is quickly done, or else in a thread.
 
         :raises SerializationError: if something cannot be pickled
+        :raises ProcessClosedError: if the pool is closed at once meanwhile
         """
         call = func, args
+        failure = None
         try:
             return dump_call(call, self.options.serializer, light=True)
         except TooHeavyError:
-            pickled = await self._pickle_in_thread(call)
+            pass
         except BaseException as error:
-            pickled = Failure(error)
+            failure = Failure(error)
+        pickled = failure or await self._pickle_in_thread(call)
         if isinstance(pickled, Failure):
             reason = pickled.exception
             raise cannot_pickle_call(self.options.name, func, args, reason) from reason
@@ -166,11 +173,27 @@ class CallEngine(ABC):
 
     # --- inner workings -------------------------------------------------------------------------
 
-    def _fail_calls(self) -> None:
-        """Nothing of the calls that have not ended will ever run, or come back."""
-        error = ProcessClosedError(
+    @property
+    def _expects_calls(self) -> bool:
+        """Whether there are calls that have not ended, or are yet to be submitted."""
+        return bool(self._calls or self._picklings)
+
+    def _close_to_calls(self) -> None:
+        """Take no more calls."""
+        self.closed = True
+        for one in list(self.maps):
+            one.pool_closed()
+
+    def _closed_too_early(self) -> ProcessClosedError:
+        return ProcessClosedError(
             f"pool {self.options.name!r} was closed before the call had ended"
         )
+
+    def _fail_calls(self) -> None:
+        """Nothing of the calls that have not ended will ever run, or come back."""
+        error = self._closed_too_early()
+        for pickling in self._picklings:
+            pickling.give_up()
         for call in list(self._calls):
             self.jobs.abandon(call)
             if call.observed is not None:
@@ -181,25 +204,22 @@ class CallEngine(ABC):
         self.jobs.abandon_all()
 
     async def _pickle_in_thread(self, call: tuple[Any, ...]) -> Outcome:
-        waiter = waiter_in(self.loop)
-        result: Outcome | None = None
-
         def work() -> Outcome:
             return outcome_of(lambda: dump_call(call, self.options.serializer))
 
-        def then(_owner: object, pickled: Outcome) -> None:
-            nonlocal result
-            result = pickled
-            waiter.wake_soon()
-
-        owner = object()
-        self.jobs.run(owner, work, then)
+        pickling = _Pickling(waiter_in(self.loop))
+        self._picklings.add(pickling)
+        self.jobs.run(pickling, work, _Pickling.finish)
         try:
-            await waiter
+            await pickling.waiter
         finally:
-            self.jobs.abandon(owner)
-        assert result is not None
-        return result
+            self.jobs.abandon(pickling)
+            self._picklings.discard(pickling)
+            if self.scheduler.on_change is not None:
+                self.scheduler.on_change()
+        if pickling.outcome is None:
+            raise self._closed_too_early()
+        return pickling.outcome
 
     async def _wait_for_change(self) -> None:
         waiter = waiter_in(self.loop)
@@ -208,6 +228,22 @@ class CallEngine(ABC):
             await waiter
         finally:
             self.scheduler.on_change = None
+
+
+class _Pickling:
+    """A call that is being pickled in a thread."""
+
+    def __init__(self, waiter: Waiter) -> None:
+        self.waiter = waiter
+        self.outcome: Outcome | None = None
+
+    def finish(self, outcome: Outcome) -> None:
+        self.outcome = outcome
+        self.waiter.wake_soon()
+
+    def give_up(self) -> None:
+        self.outcome = None
+        self.waiter.wake_soon()
 
 
 def outcome_of(pickle: Callable[[], Payload]) -> Outcome:

@@ -77,8 +77,10 @@ class LoopDriver:
 
     def drain(self, wire: ParentWire, then: Callable[[], object]) -> None:
         def drain_in_loop() -> None:
-            wire.drain()
-            then()
+            try:
+                wire.drain()
+            finally:  # a task that is resumed by what came may leave through SystemExit
+                then()
 
         post(self._loop, drain_in_loop)
 

@@ -30,7 +30,8 @@ class Deadlines(Generic[K]):
         self._waiting = False
 
     def add(self, what: K) -> None:
-        """Begin to count the time of something."""
+        """Begin to count the time of something, anew where it was counted before."""
+        self._deadlines.pop(what, None)  # or it would keep its place
         self._deadlines[what] = time.monotonic() + self._seconds
         self._wait()
 
@@ -50,6 +51,6 @@ class Deadlines(Generic[K]):
         for what, deadline in list(self._deadlines.items()):
             if deadline > now:
                 break
-            del self._deadlines[what]
-            self._on_due(what)
+            if self._deadlines.pop(what, None) is not None:  # or the end of another ended it
+                self._on_due(what)
         self._wait()

@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 
-from .._errors import SerializationError
+from .._errors import ProcessStuckError, SerializationError
 from .._loops import post
 from .._process import AsyncProcess
 from .._start_methods import preload_in_server
@@ -99,8 +99,8 @@ class PoolEngine(CallEngine):
 
     async def wait_for_calls(self) -> None:
         """Take no more calls, and wait until every one has ended."""
-        self.closed = True
-        while self.scheduler.has_calls or self._calls:
+        self._close_to_calls()
+        while self.scheduler.has_calls or self._expects_calls:
             await self._wait_for_change()
 
     async def close(self) -> None:
@@ -112,7 +112,7 @@ class PoolEngine(CallEngine):
 
     def stop(self) -> None:
         """Stop whatever there is."""
-        self.closed = True
+        self._close_to_calls()
         for lent in self._lent:
             lent.close()
         self.scheduler.workforce.stop_all()
@@ -124,9 +124,15 @@ class PoolEngine(CallEngine):
         :raises ProcessStuckError: if one does not go
         """
         workers = self.scheduler.workforce.all
+        stuck: ProcessStuckError | None = None
         while workers:
-            await next(iter(workers)).wait_gone()
+            try:
+                await next(iter(workers)).wait_gone()
+            except ProcessStuckError as error:
+                stuck = error
             await anyio.lowlevel.checkpoint()  # it is told by a callback
+        if stuck is not None:
+            raise stuck
 
     # --- inner workings -------------------------------------------------------------------------
 

@@ -61,7 +61,9 @@ class MapInput:
         self._cancel_reading: Callable[[], None] | None = None
         self._source: Iterator[Any] | range = iter(())
         if any(isinstance(iterable, AsyncIterable) for iterable in iterables):
-            self._cancel_reading = spawn(loop, lambda: self._read(iterables))
+            self._cancel_reading = spawn(
+                loop, lambda: self._read(iterables), on_end=self._finished.set
+            )
         else:
             self._source = _zip_plain(iterables)  # type: ignore[arg-type]
 
@@ -142,13 +144,15 @@ class MapInput:
                     while self._room() <= 0:
                         self._waiting_for_room = waiter_in(self._loop)
                         await self._waiting_for_room
-        except anyio.get_cancelled_exc_class():
+        except anyio.get_cancelled_exc_class() as raised:
+            if not self._ended:  # it was not stopped, so these are not all of its items
+                error = RuntimeError("the input of a map was cancelled")
+                error.__cause__ = raised
             raise
         except BaseException as raised:
             error = raised
         finally:
             self._end(error)
-            self._finished.set()
             self._on_change()
 
 

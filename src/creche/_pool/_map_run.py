@@ -125,6 +125,7 @@ class MapRun:
         self._error: BaseException | None = None
         self._waiter: Waiter | None = None
         self._input = MapInput(engine.loop, iterables, self._room, self._on_input)
+        engine.maps.add(self)
 
     @property
     def total(self) -> int | None:
@@ -185,7 +186,7 @@ class MapRun:
         self._input.stop()
         self._call_off_chunks()
         self._wake()
-        return self._stopping
+        return list(self._stopping)
 
     def _call_off_chunks(self) -> None:
         chunks, self._chunks = self._chunks, set()
@@ -200,6 +201,12 @@ class MapRun:
             return True
         busy = self._chunks or self._given_back or self._parts
         return self._input.exhausted and not busy
+
+    def pool_closed(self) -> None:
+        """Fail, if nothing else would tell the map: it waits for its input."""
+        if self._waiter is not None and not self._chunks:
+            self._feed()
+            self._wake()
 
     def _wake(self) -> None:
         if self._waiter is not None and (self._ready or self._at_end):
@@ -323,9 +330,19 @@ class MapRun:
     def _time_out(self, chunk: Chunk) -> None:
         worker = self.engine.call_off(chunk)
         if worker is None:
+            self._timed_out(chunk)
+            return
+        self._stopping.append(worker)
+
+        def on_gone() -> None:
+            self._stopping.remove(worker)
+            self._timed_out(chunk)
+
+        worker.tell_gone(on_gone)
+
+    def _timed_out(self, chunk: Chunk) -> None:
+        if chunk in self._chunks:  # or its answer was on its way, or the map is over
             chunk.time_out()
-        else:
-            worker.tell_gone(chunk.time_out)
 
     def chunk_died(self) -> None:
         self._sizes.worker_died()

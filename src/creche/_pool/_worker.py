@@ -97,7 +97,7 @@ class Worker:
         self.seconds_busy = 0.0
         self.was_ready = False
         self.retired = False
-        self.reserved = False  # not to be given anything to do just now
+        self.reserved = 0  # by how many that may have to stop it: it is not given anything to do
         self._listener = listener
         self._loop = loop
         self._options = options
@@ -107,11 +107,17 @@ class Worker:
         self._next_number = 0
         self._large_calls: LargeCallSender
         self._garbage: BadFrameError | None = None
+        self._messages: deque[Message] = deque()  # that came and are yet to be handled
         self._streamed = StreamedAnswers(jobs, self.stop)
 
     @property
     def handle(self) -> Any:
         return self.process._handle
+
+    @property
+    def failed_to_start(self) -> bool:
+        """Whether it has sent garbage before it was ready."""
+        return self._garbage is not None and not self.was_ready
 
     @property
     def accepts_ahead(self) -> bool:
@@ -196,6 +202,7 @@ class Worker:
             return False
         if self.channel.can_take_back:
             self.channel.drain()
+        self._handle_messages()
         if call not in self.calls:  # it is being unpickled, or done
             return False
         self.stop()
@@ -232,9 +239,19 @@ class Worker:
     # --- what the worker says -------------------------------------------------------------------
 
     def on_messages(self, messages: list[Message]) -> None:
-        remaining = iter(messages)
+        self._messages.extend(messages)
+        self._handle_messages()
+
+    def _handle_messages(self) -> None:
+        """Handle what came, in order.
+
+        Whoever is told of an answer may have more taken in meanwhile, by calling off another call,
+        and that is handled by whoever comes first.
+        """
+        pending = self._messages
         try:
-            for message in remaining:
+            while pending:
+                message = pending.popleft()
                 if message[0] == _VALUE and message[1] == LAST and self.calls:
                     self._on_value(message)
                 elif message[0] == FrameKind.READY:
@@ -247,8 +264,7 @@ class Worker:
                     self._on_answer(message)
         except BaseException:
             # A task that was resumed has left through SystemExit, say.
-            rest = list(remaining)
-            post(self._loop, lambda: self.on_messages(rest))
+            post(self._loop, self._handle_messages)
             raise
 
     def _on_ready(self) -> None:
@@ -357,6 +373,12 @@ class Worker:
     # --- its end --------------------------------------------------------------------------------
 
     def _on_gone(self) -> None:
+        try:
+            self._handle_messages()
+        finally:
+            self._on_last_message()
+
+    def _on_last_message(self) -> None:
         self._large_calls.close()
         unbegun = self._taken_back()
         begun_call, begun_items = self.channel.begun_call(), self.channel.begun_items()
@@ -371,10 +393,12 @@ class Worker:
             if not call.done:
                 call.state = CallState.QUEUED
                 unbegun.insert(0, call)
-        self._listener.worker_gone(self, unbegun, running=bool(running))
-        for call in running:
-            call.died(self._death(), begun_items if call is running[0] else 0)
-        self._streamed.worker_gone(self._death)
+        try:
+            self._listener.worker_gone(self, unbegun, running=bool(running))
+            for call in running:
+                call.died(self._death(), begun_items if call is running[0] else 0)
+        finally:
+            self._streamed.worker_gone(self._death)
 
     def _death(self) -> BaseException:
         """Say why a call that ran has no outcome."""

@@ -83,8 +83,7 @@ class Workforce:
         room = self._most - len(self.alive)
         if room <= 0 or not self._open:
             return
-        starting = sum(worker.state is WorkerState.STARTING for worker in self.alive)
-        spare = len(self.idle) + starting
+        spare = len(self.idle) + self._starting
         wanted = waiting - spare
         if self.start_error is None:  # or else this would go on for ever
             kept = max(options.min_workers - len(self.alive), options.spares - spare)
@@ -125,11 +124,11 @@ class Workforce:
     @contextlib.contextmanager
     def reserved(self, worker: Worker) -> Iterator[None]:
         """Give a worker nothing to do while the block runs: it may have to be stopped."""
-        worker.reserved = True
+        worker.reserved += 1
         try:
             yield
         finally:
-            worker.reserved = False
+            worker.reserved -= 1
             if worker.state is WorkerState.READY and not worker.calls:
                 self.free(worker)
 
@@ -156,8 +155,14 @@ class Workforce:
         if worker.was_ready and not worker.retired:
             self.restarts += 1
         served = worker.tasks or running or worker.retired or worker.handle.stop_requested
-        if not served and worker.made > self._failed_at:  # those that end together count once
+        if (
+            not served or worker.failed_to_start
+        ) and worker.made > self._failed_at:  # those that end together count once
             self._start_failed(worker.handle.outcome)
+
+    @property
+    def _starting(self) -> int:
+        return sum(worker.state is WorkerState.STARTING for worker in self.alive)
 
     def _start_failed(self, outcome: object, *, at_once: bool = False) -> None:
         """A worker has not come to serve.
@@ -171,7 +176,8 @@ class Workforce:
         if at_once or told or self._start_failures >= _MAX_START_FAILURES:
             self._start_failures = 0
             self.start_error = _cannot_start(self._options, error)
-            if not self.ready:
+            # Where others are being started, there is no more to be had, but that is something.
+            if not self.ready and not (at_once and self._starting):
                 self._on_hopeless(self.start_error)
 
     def _retire(self, worker: Worker) -> None:

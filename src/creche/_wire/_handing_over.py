@@ -192,6 +192,10 @@ class Parcels:
         self.close()
 
 
+MAX_DESCRIPTORS = 253
+"""How many descriptors can travel together: sendmsg(2) takes no more of them (SCM_MAX_FD)."""
+
+
 class CallHandles:
     """Collects what the arguments of a call to a warm worker own."""
 
@@ -203,6 +207,8 @@ class CallHandles:
         self.parcels.add(parcel)
 
     def duplicate_for_child(self, descriptor: int) -> int:
+        if len(self.descriptors) == MAX_DESCRIPTORS:
+            raise ValueError(f"no more than {MAX_DESCRIPTORS} descriptors can travel with a call")
         self.descriptors.append(descriptor)
         return len(self.descriptors) - 1
 

@@ -262,15 +262,15 @@ class ClusterEngine(CallEngine):
         )
 
     async def wait_for_calls(self) -> None:
-        self.closed = True
-        while self._calls:
+        self._close_to_calls()
+        while self._expects_calls:
             await self._wait_for_change()
 
     async def close(self) -> None:
         await self.wait_gone()
 
     def stop(self) -> None:
-        self.closed = True
+        self._close_to_calls()
         for number in list(self.running):
             self._stop_running(number)
         self._number_of.clear()
