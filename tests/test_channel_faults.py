@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import signal
@@ -34,6 +35,45 @@ TURNS = 6
 def ends() -> Iterator[Ends]:
     send, receive = create_channel[Any](4)
     yield send, receive
+    send.close()
+    receive.close()
+
+
+@only_packets
+@pytest.mark.parametrize("senders", [1, 2])
+async def test_each_item_that_is_received_makes_room(
+    monkeypatch: pytest.MonkeyPatch, senders: int
+) -> None:
+    """Where the bytes are what bounds the buffer, too, of which the kernel tells late by itself."""
+    from creche._platform import _packet_channel
+
+    monkeypatch.setattr(_packet_channel, "_BUFFER_BYTES", 50_000)
+    first, receive = create_channel[int](1000)
+    ends = [first, *[first.clone() for _ in range(senders - 1)]]
+    sent = 0
+    with pytest.raises(anyio.WouldBlock):
+        while True:
+            ends[sent % senders].send_nowait(sent)
+            sent += 1
+    assert 10 < sent < 1000
+    with anyio.fail_after(TIMEOUT):
+        for number in range(20):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(ends[number % senders].send, sent + number)
+                assert await receive.receive() == number
+    for end in [*ends, receive]:
+        end.close()
+
+
+@only_packets
+def test_sender_that_looks_late_whether_the_buffer_was_full() -> None:
+    """By then it may be empty, which is no reason to give up."""
+    from creche._platform import _packet_channel
+
+    send, receive = _packet_channel.packet_channel(1)
+    assert not _packet_channel._not_sent(BlockingIOError(errno.EAGAIN, ""), send._page)
+    with pytest.raises(OSError, match="too many"):
+        _packet_channel._not_sent(OSError(errno.ENOBUFS, "too many"), send._page)
     send.close()
     receive.close()
 

@@ -39,8 +39,8 @@ class create_channel(tuple[ChannelSendStream[T_Item], ChannelReceiveStream[T_Ite
     ``BrokenResourceError``.
 
     :param max_buffer_size: how many items can be sent that nobody has received yet; at least one.
-        Where the system does not allow sockets large buffers, some hundred items are the most that
-        a channel can hold, whatever this says
+        Where the system does not allow sockets large buffers, a hundred items or so are the most
+        that a channel can hold, whatever this says
     :raises ValueError: if that is no finite number of one or more items
     :raises OSError: if there are no descriptors left
     """

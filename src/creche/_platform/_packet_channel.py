@@ -54,6 +54,8 @@ _SMALL_BYTES = 512
 # A packet, and the kernel's bookkeeping of it.
 _PACKET_OVERHEAD = 768
 
+_SMALL_PACKET = _SMALL_BYTES + _PACKET_OVERHEAD
+
 # Descriptors on their way count against a limit that all channels and pools of a user share.
 _MAX_SEGMENTS = 64
 
@@ -238,6 +240,8 @@ class PacketSender(_PacketEnd):
         super().__init__(sock, page, max_buffer_size)
         self._room = [0]  # items for which there is room for sure, as nobody else sends
         self._buffer_bytes = sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        # More than that may be in the buffer when nobody tells of room: see fits().
+        self._small_packets = self._buffer_bytes // 4 // _SMALL_PACKET
         self._padding = 0
         if max_buffer_size > _MAX_SEGMENTS:
             # So that the bytes allow of no more of them than that.
@@ -288,26 +292,43 @@ class PacketSender(_PacketEnd):
             return True
         with self._lock:
             self._check_open()
-            used = fcntl.ioctl(self._socket.fileno(), termios.TIOCOUTQ, bytes(4))
-        return int(_DESCRIPTOR.unpack(used)[0]) + 2 * size <= self._buffer_bytes // 8
+            return self._used_bytes() + 2 * size <= self._buffer_bytes // 8
 
     def _send_if_room(self, packet: bytes, descriptor: int) -> bool:
         page = self._page
         if page.cells[page.alone] or page.check_alone():
-            self._room[0] = self.max_buffer_size - page.in_flight()
+            self._room[0] = self._room_for(len(packet))
             if self._room[0] > 0:
                 return self._send_now(packet, descriptor)
         else:
             self._room[0] = 0
             locked = page.lock_sending()
             try:
-                if page.in_flight() < self.max_buffer_size:
+                if self._room_for(len(packet)) > 0:
                     return self._send_now(packet, descriptor)
             finally:
                 if locked:
                     page.unlock_sending()
         self._check_receivers()
         return False
+
+    def _room_for(self, size: int) -> int:
+        """How many packets there is room for: the first of that size, the others small."""
+        in_flight = self._page.in_flight()
+        room = self.max_buffer_size - in_flight
+        if self.max_buffer_size <= self._small_packets // 2:
+            return room
+        if in_flight <= 0:
+            return min(room, self._small_packets)
+        left = self._buffer_bytes // 4 - self._used_bytes()
+        if left < size + _PACKET_OVERHEAD:
+            return 0
+        return min(room, 1 + (left - size) // _SMALL_PACKET)
+
+    def _used_bytes(self) -> int:
+        """As the kernel counts, with its bookkeeping."""
+        used = fcntl.ioctl(self._socket.fileno(), termios.TIOCOUTQ, bytes(4))
+        return int(_DESCRIPTOR.unpack(used)[0])
 
     def _check_receivers(self) -> None:
         """Nothing is sent as there is no room: see whether anybody is left to make some."""
@@ -337,9 +358,10 @@ def _not_sent(error: OSError, page: ChannelPage) -> bool:
     """Say whether an item can be sent later, or raise why not."""
     if error.errno in (errno.EPIPE, errno.ECONNRESET):
         raise BrokenPipeError from None
-    full = error.errno in (errno.EAGAIN, errno.ENOBUFS, errno.ETOOMANYREFS)
-    if full and page.in_flight() > 0:  # or else nobody would tell of room
-        return False
+    if error.errno == errno.EAGAIN:
+        return False  # it was full, and whoever has made room since has told so
+    if error.errno in (errno.ENOBUFS, errno.ETOOMANYREFS) and page.in_flight() > 0:
+        return False  # or else nobody would tell of room
     raise error
 
 

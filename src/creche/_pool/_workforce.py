@@ -155,9 +155,9 @@ class Workforce:
         if worker.was_ready and not worker.retired:
             self.restarts += 1
         served = worker.tasks or running or worker.retired or worker.handle.stop_requested
-        if (
-            not served or worker.failed_to_start
-        ) and worker.made > self._failed_at:  # those that end together count once
+        if served and not worker.failed_to_start:
+            return
+        if worker.made > self._failed_at:  # those that end together count once
             self._start_failed(worker.handle.outcome)
 
     @property
