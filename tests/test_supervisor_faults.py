@@ -38,6 +38,8 @@ from creche import (
     Supervisor,
     open_supervisor,
 )
+from creche._life import ProcessLife
+from creche._supervisor._lives import ProcessRun
 
 pytestmark = pytest.mark.anyio
 
@@ -208,6 +210,33 @@ async def test_start_timeout_at_a_restart(tmp_path: Path) -> None:
             await supervisor.wait()
     types = [type(failure) for failure in caught.value.exceptions]
     assert types == [creche.ProcessDied, creche.ProcessTimeout, creche.ProcessTimeout]
+
+
+@pytest.mark.parametrize("start_timeout", [TIMEOUT, None])
+async def test_start_fails_between_two_latches(
+    start_timeout: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The event loop may hear that there is no process before the watcher has said all of it."""
+    heard = threading.Event()
+    get_ready, set_all_latches = ProcessRun._get_ready, ProcessLife._set_all_latches
+
+    async def get_ready_and_tell(self: ProcessRun) -> None:
+        try:
+            await get_ready(self)
+        finally:
+            heard.set()
+
+    def set_latches_slowly(self: ProcessLife) -> None:
+        self.launched.set()
+        assert heard.wait(TIMEOUT)
+        set_all_latches(self)
+
+    monkeypatch.setattr(ProcessRun, "_get_ready", get_ready_and_tell)
+    monkeypatch.setattr(ProcessLife, "_set_all_latches", set_latches_slowly)
+    with anyio.fail_after(TIMEOUT):
+        async with open_supervisor() as supervisor:
+            with pytest.raises(creche.SerializationError, match="the function"):
+                await supervisor.start(lambda: None, ready=False, start_timeout=start_timeout)
 
 
 # --- removed, cancelled, killed at any moment ---------------------------------------------------

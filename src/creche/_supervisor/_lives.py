@@ -117,7 +117,7 @@ class ProcessRun(Life):
 
     async def _get_ready(self) -> None:
         spec, handle = self._spec, self._handle
-        with anyio.move_on_after(spec.start_timeout):
+        with anyio.move_on_after(spec.start_timeout) as scope:
             await handle.launched.wait()
             self.pid = handle.pid
             if self.pid is not None:
@@ -132,7 +132,7 @@ class ProcessRun(Life):
                 self.ready_value = None if said is None else said.value
                 self.ready_at = time.monotonic()
                 self._listener.life_ready(self._child, self)
-        elif not handle.gone.is_set() and not handle.ready.is_set():
+        elif scope.cancelled_caught and not handle.gone.is_set() and not handle.ready.is_set():
             assert spec.start_timeout is not None
             self._fail(_failures.not_ready_in_time(self._child.name, self.pid, spec.start_timeout))
 
