@@ -700,6 +700,38 @@ async def test_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
         await process.join()
 
 
+async def test_stuck_while_it_starts(
+    announcements: Announcements, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = StopPolicy(grace=0.01, kill_timeout=0.01)
+    async with open_supervisor(stop=policy) as supervisor, anyio.create_task_group() as tasks:
+        events = supervisor.events()
+
+        async def start() -> None:
+            with pytest.raises(creche.ProcessStateError, match="it was removed"):
+                await supervisor.start(
+                    targets.never_ready, announcements.path, name="child", start_timeout=None
+                )
+
+        tasks.start_soon(start)
+        await announcements.get()
+        child = supervisor.children["child"]
+        process = child.process
+        assert process is not None
+        try:
+            with monkeypatch.context() as patch, anyio.fail_after(TIMEOUT):
+                popen = type(process._handle._popen)
+                patch.setattr(popen, "send_signal", lambda *_: None)
+                patch.setattr(popen, "kill_group", lambda *_: None)
+                await supervisor.remove("child")
+            exited = await next_event(events, ChildExited)
+            assert process.is_alive()
+            assert isinstance(exited.exception, creche.ProcessStuckError)
+        finally:
+            kill(child)
+        await process.join()
+
+
 # --- chaos --------------------------------------------------------------------------------------
 
 
