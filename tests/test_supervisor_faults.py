@@ -660,6 +660,43 @@ async def test_nested_gives_up_because_of_a_base_exception() -> None:
     assert isinstance(exited.exception, BaseExceptionGroup)
 
 
+async def _set_up_and_cancel(supervisor: Supervisor) -> None:
+    await supervisor.start(targets.serve, name="child")
+    supervisor.cancel_scope.cancel()
+    await anyio.sleep_forever()
+
+
+async def test_nested_is_cancelled_before_it_is_set_up() -> None:
+    with anyio.fail_after(TIMEOUT):
+        async with open_supervisor() as supervisor:
+            events = supervisor.events()
+            with pytest.raises(creche.ProcessStartError, match="'inner' was cancelled before"):
+                await supervisor.start_supervisor(_set_up_and_cancel, name="inner")
+            exited = await next_event(events, ChildExited, "inner")
+            assert isinstance(exited.exception, creche.ProcessStartError)
+            assert not supervisor.children
+            assert await supervisor.start(targets.serve)  # nobody is in its way
+
+
+async def test_nested_is_cancelled_before_it_is_set_up_again() -> None:
+    set_ups = 0
+
+    async def set_up(supervisor: Supervisor) -> None:
+        nonlocal set_ups
+        set_ups += 1
+        if set_ups == 2:
+            await _set_up_and_cancel(supervisor)
+
+    with anyio.fail_after(TIMEOUT):
+        async with open_supervisor(backoff=AT_ONCE) as supervisor:
+            await supervisor.start_supervisor(set_up, name="inner")
+            events = supervisor.events()
+            with pytest.raises(creche.ProcessStartError, match="'inner' was cancelled before"):
+                await supervisor.restart("inner")
+            await next_event(events, ChildReady, "inner")  # that was a failure, as any other
+            assert supervisor.statistics().restarts == 1
+
+
 def _fail_when_stopped() -> None:
     try:
         targets.serve()
