@@ -172,6 +172,63 @@ async def test_health_check(failure: str, message: str) -> None:
                 await anyio.sleep(0.01)
 
 
+async def test_health_check_waits_for_what_is_cancelled(anyio_backend: str) -> None:
+    if anyio_backend != "asyncio":
+        pytest.skip("Trio has no such cancellation")
+    cancelled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    cancelled.cancel()
+    checked = anyio.Event()
+    checks = 0
+
+    async def check(child: SupervisedChild) -> None:
+        nonlocal checks
+        checks += 1
+        if checks == 1:  # one that is alone does not count
+            await cancelled
+        elif checks == 2:
+            checked.set()
+        elif checks > 4:
+            await cancelled
+
+    with anyio.fail_after(TIMEOUT):
+        async with open_supervisor() as supervisor:
+            events = supervisor.events()
+            health = HealthCheck(check, interval=0.01, failures=2)
+            child = await supervisor.start(targets.serve, health=health)
+            await checked.wait()
+            assert child.state is ChildState.READY
+            exited = await next_event(events, ChildExited)
+            assert checks == 6
+            assert "failed its health check 2 times in a row: CancelledError" in str(
+                exited.exception
+            )
+            await next_event(events, ChildReady)
+
+
+@pytest.mark.parametrize("how", ["ends", "is removed"])
+async def test_child_goes_while_it_is_checked(how: str) -> None:
+    """The check is cancelled, and has not failed."""
+    checking = anyio.Event()
+
+    async def check(child: SupervisedChild) -> None:
+        checking.set()
+        await anyio.sleep_forever()
+
+    with anyio.fail_after(TIMEOUT):
+        async with open_supervisor() as supervisor:
+            events = supervisor.events()
+            health = HealthCheck(check, interval=0, timeout=2 * TIMEOUT, failures=1)
+            child = await supervisor.start(targets.serve, health=health, restart="temporary")
+            await checking.wait()
+            if how == "ends":
+                kill(child)
+            else:
+                await supervisor.remove(child.name)
+            exited = await next_event(events, ChildExited)
+            expected = creche.ProcessDied if how == "ends" else type(None)
+            assert isinstance(exited.exception, expected)
+
+
 async def test_unhealthy_child_is_not_ready_while_it_is_stopped(tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     os.mkfifo(gate)

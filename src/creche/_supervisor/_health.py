@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Generic, TypeVar
 import anyio
 
 from .._durations import check_duration
+from .._loops import current_task
 from .._process import AsyncProcess
 from .._progress_feed import ProgressFeed
 from . import _failures
@@ -121,6 +123,12 @@ async def _failure_of(health: HealthCheck[ChildT], child: ChildT) -> BaseExcepti
             if await health.check(child) is False:
                 return ValueError("the check returned False")
     except Exception as error:
+        return error
+    except asyncio.CancelledError as error:
+        # Maybe of something else, for which the check has waited.
+        task = current_task()
+        if not isinstance(task, asyncio.Task) or task.cancelling():
+            raise
         return error
     if scope.cancelled_caught:
         return TimeoutError(f"it took more than {health.timeout:g} seconds")
