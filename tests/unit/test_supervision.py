@@ -6,7 +6,9 @@ import itertools
 import math
 from typing import Any, get_args
 
+import anyio
 import pytest
+from support import TIMEOUT
 
 import creche
 from creche import Backoff, ChildState, HealthCheck, Heartbeat, StopPolicy, open_supervisor
@@ -218,6 +220,32 @@ def test_events_of_a_nested_supervisor_are_those_of_the_outer_one() -> None:
     reader = outer.reader(3)
     inner.publish(_event(1))
     assert list(reader._events) == [_event(1)]
+
+
+@pytest.mark.anyio
+async def test_tasks_share_a_reader() -> None:
+    """Each event is for one of them; who finds that another one was faster waits for the next."""
+    hub = EventHub()
+    reader = hub.reader(3)
+    read: list[float] = []
+
+    async def read_one() -> None:
+        read.append((await anext(reader)).time)
+
+    with anyio.fail_after(TIMEOUT):
+        async with anyio.create_task_group() as tasks:
+            hub.publish(_event(1))
+            tasks.start_soon(read_one)
+            tasks.start_soon(read_one)
+            await anyio.wait_all_tasks_blocked()
+            assert read == [1]
+            hub.publish(_event(2))
+        assert read == [1, 2]
+        hub.publish(_event(3))
+        hub.end()
+        await read_one()
+        with pytest.raises(StopAsyncIteration):
+            await anext(reader)
 
 
 @pytest.mark.parametrize("buffer", [0, -1])
