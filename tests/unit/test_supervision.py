@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import anyio
@@ -12,6 +13,8 @@ from support import TIMEOUT
 
 import creche
 from creche import Backoff, ChildState, HealthCheck, Heartbeat, StopPolicy, open_supervisor
+from creche._progress_feed import ProgressFeed
+from creche._supervisor import _health
 from creche._supervisor._backoff import Attempts
 from creche._supervisor._events import ChildStarted, EventHub
 from creche._supervisor._intensity import Intensity
@@ -188,6 +191,43 @@ def test_shutdown() -> None:
 def test_nobody_waits_for_ever_for_who_hangs() -> None:
     assert bounded(StopPolicy(grace=math.inf)).grace == StopPolicy().grace
     assert bounded(StopPolicy(grace=7)).grace == 7
+
+
+# --- silence ------------------------------------------------------------------------------------
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("lateness", "looks", "sign_at"),
+    [
+        (0.4, 1, None),
+        (0.9, 2, None),
+        (1.5, 3, None),
+        (100, 9, None),
+        (0.9, 4, 2),  # a sign of life: the next look that is late blames nobody again
+    ],
+)
+async def test_loop_that_is_always_late(
+    lateness: float, looks: int, sign_at: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It blames nobody at first, but in the end."""
+    now = 1000.0
+    looked = 0
+    within = 0.02
+    feed = ProgressFeed()
+
+    async def sleep(seconds: float) -> None:
+        nonlocal now, looked
+        looked += 1
+        assert looked < 100
+        now += seconds + lateness * within
+        if looked == sign_at:
+            feed._latest_at = now
+
+    monkeypatch.setattr(_health, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(_health, "anyio", SimpleNamespace(sleep=sleep))
+    await _health._wait_for_silence(feed, within)
+    assert looked == looks
 
 
 # --- events -------------------------------------------------------------------------------------

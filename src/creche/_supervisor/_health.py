@@ -30,7 +30,7 @@ class Heartbeat:
     none for too long (because it waits for something for ever, was stopped by SIGSTOP, or sits in
     C code) is stopped by its ``shutdown`` policy, and has failed with
     :exc:`creche.ChildUnhealthy`. Time in which the event loop of the supervisor did not run does
-    not count.
+    not count, unless the loop is late again and again.
 
     :param within: seconds between two signs of life, at most
     :raises ValueError: if it is not more than 0
@@ -93,18 +93,22 @@ async def watch(
 
 async def _wait_for_silence(feed: ProgressFeed, within: float) -> None:
     began = time.monotonic()
+    tolerance = within / 2
     while True:
         last = max(began, feed._latest_at)
         due = last + within
         await anyio.sleep(max(0.0, due - time.monotonic()))
         if feed._latest_at > last:
+            tolerance = within / 2
             continue
         # Reports come by way of a thread, but this loop has to look in time: one that was blocked,
-        # as in a process that was stopped, blames nobody.
+        # as in a process that was stopped, blames nobody. One that is late each time lets the
+        # thread run in between: it may be ever later, or it would never blame anybody.
         now = time.monotonic()
-        if now - due < within / 2:
+        if now - due < tolerance:
             return
         began = now
+        tolerance *= 2
 
 
 async def _wait_for_failures(health: HealthCheck[ChildT], child: ChildT) -> BaseException:
