@@ -18,12 +18,15 @@ import anyio
 import pytest
 import timeline_targets as targets
 from rich.console import Console
+from rich.errors import LiveError
+from rich.live import Live
 from scripts import Program
 from support import TIMEOUT, Announcements
 from timeline_data import call, process
 
 import creche
 import creche.monitor
+from creche._instruments import instruments
 from creche.monitor import GroupStatus, Monitor
 from creche.monitor._table import draw, duration, size
 from creche.monitor._watching import Watching
@@ -143,6 +146,23 @@ def test_a_block_that_fails() -> None:
         raise LookupError
     assert sys.stdout is stdout
     assert "0 processes" in written(out)
+
+
+def test_live_display_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where rich has another one, in versions that allow for one alone."""
+
+    def refuse(self: Live) -> None:
+        raise LiveError("Only one live display may be active at once")
+
+    monitor = creche.monitor.monitor(console=console(terminal=True))
+    with monkeypatch.context() as patch:
+        patch.setattr(Live, "start", refuse)
+        with pytest.raises(LiveError):
+            monitor.start()
+    assert monitor._watching not in instruments.all
+    with monitor:
+        assert monitor._watching in instruments.all
+    assert monitor._watching not in instruments.all
 
 
 def test_a_terminal_that_goes_away() -> None:

@@ -38,6 +38,8 @@ from creche import (
     Supervisor,
     open_supervisor,
 )
+from creche._life import ProcessLife
+from creche._supervisor._lives import ProcessRun
 
 pytestmark = pytest.mark.anyio
 
@@ -170,6 +172,63 @@ async def test_health_check(failure: str, message: str) -> None:
                 await anyio.sleep(0.01)
 
 
+async def test_health_check_waits_for_what_is_cancelled(anyio_backend: str) -> None:
+    if anyio_backend != "asyncio":
+        pytest.skip("Trio has no such cancellation")
+    cancelled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    cancelled.cancel()
+    checked = anyio.Event()
+    checks = 0
+
+    async def check(child: SupervisedChild) -> None:
+        nonlocal checks
+        checks += 1
+        if checks == 1:  # one that is alone does not count
+            await cancelled
+        elif checks == 2:
+            checked.set()
+        elif checks > 4:
+            await cancelled
+
+    with anyio.fail_after(TIMEOUT):
+        async with open_supervisor() as supervisor:
+            events = supervisor.events()
+            health = HealthCheck(check, interval=0.01, failures=2)
+            child = await supervisor.start(targets.serve, health=health)
+            await checked.wait()
+            assert child.state is ChildState.READY
+            exited = await next_event(events, ChildExited)
+            assert checks == 6
+            assert "failed its health check 2 times in a row: CancelledError" in str(
+                exited.exception
+            )
+            await next_event(events, ChildReady)
+
+
+@pytest.mark.parametrize("how", ["ends", "is removed"])
+async def test_child_goes_while_it_is_checked(how: str) -> None:
+    """The check is cancelled, and has not failed."""
+    checking = anyio.Event()
+
+    async def check(child: SupervisedChild) -> None:
+        checking.set()
+        await anyio.sleep_forever()
+
+    with anyio.fail_after(TIMEOUT):
+        async with open_supervisor() as supervisor:
+            events = supervisor.events()
+            health = HealthCheck(check, interval=0, timeout=2 * TIMEOUT, failures=1)
+            child = await supervisor.start(targets.serve, health=health, restart="temporary")
+            await checking.wait()
+            if how == "ends":
+                kill(child)
+            else:
+                await supervisor.remove(child.name)
+            exited = await next_event(events, ChildExited)
+            expected = creche.ProcessDied if how == "ends" else type(None)
+            assert isinstance(exited.exception, expected)
+
+
 async def test_unhealthy_child_is_not_ready_while_it_is_stopped(tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     os.mkfifo(gate)
@@ -208,6 +267,33 @@ async def test_start_timeout_at_a_restart(tmp_path: Path) -> None:
             await supervisor.wait()
     types = [type(failure) for failure in caught.value.exceptions]
     assert types == [creche.ProcessDied, creche.ProcessTimeout, creche.ProcessTimeout]
+
+
+@pytest.mark.parametrize("start_timeout", [TIMEOUT, None])
+async def test_start_fails_between_two_latches(
+    start_timeout: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The event loop may hear that there is no process before the watcher has said all of it."""
+    heard = threading.Event()
+    get_ready, set_all_latches = ProcessRun._get_ready, ProcessLife._set_all_latches
+
+    async def get_ready_and_tell(self: ProcessRun) -> None:
+        try:
+            await get_ready(self)
+        finally:
+            heard.set()
+
+    def set_latches_slowly(self: ProcessLife) -> None:
+        self.launched.set()
+        assert heard.wait(TIMEOUT)
+        set_all_latches(self)
+
+    monkeypatch.setattr(ProcessRun, "_get_ready", get_ready_and_tell)
+    monkeypatch.setattr(ProcessLife, "_set_all_latches", set_latches_slowly)
+    with anyio.fail_after(TIMEOUT):
+        async with open_supervisor() as supervisor:
+            with pytest.raises(creche.SerializationError, match="the function"):
+                await supervisor.start(lambda: None, ready=False, start_timeout=start_timeout)
 
 
 # --- removed, cancelled, killed at any moment ---------------------------------------------------
@@ -631,6 +717,43 @@ async def test_nested_gives_up_because_of_a_base_exception() -> None:
     assert isinstance(exited.exception, BaseExceptionGroup)
 
 
+async def _set_up_and_cancel(supervisor: Supervisor) -> None:
+    await supervisor.start(targets.serve, name="child")
+    supervisor.cancel_scope.cancel()
+    await anyio.sleep_forever()
+
+
+async def test_nested_is_cancelled_before_it_is_set_up() -> None:
+    with anyio.fail_after(TIMEOUT):
+        async with open_supervisor() as supervisor:
+            events = supervisor.events()
+            with pytest.raises(creche.ProcessStartError, match="'inner' was cancelled before"):
+                await supervisor.start_supervisor(_set_up_and_cancel, name="inner")
+            exited = await next_event(events, ChildExited, "inner")
+            assert isinstance(exited.exception, creche.ProcessStartError)
+            assert not supervisor.children
+            assert await supervisor.start(targets.serve)  # nobody is in its way
+
+
+async def test_nested_is_cancelled_before_it_is_set_up_again() -> None:
+    set_ups = 0
+
+    async def set_up(supervisor: Supervisor) -> None:
+        nonlocal set_ups
+        set_ups += 1
+        if set_ups == 2:
+            await _set_up_and_cancel(supervisor)
+
+    with anyio.fail_after(TIMEOUT):
+        async with open_supervisor(backoff=AT_ONCE) as supervisor:
+            await supervisor.start_supervisor(set_up, name="inner")
+            events = supervisor.events()
+            with pytest.raises(creche.ProcessStartError, match="'inner' was cancelled before"):
+                await supervisor.restart("inner")
+            await next_event(events, ChildReady, "inner")  # that was a failure, as any other
+            assert supervisor.statistics().restarts == 1
+
+
 def _fail_when_stopped() -> None:
     try:
         targets.serve()
@@ -668,6 +791,38 @@ async def test_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
         assert process.is_alive()
         assert isinstance(exited.exception, creche.ProcessStuckError)
         kill(child)
+        await process.join()
+
+
+async def test_stuck_while_it_starts(
+    announcements: Announcements, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = StopPolicy(grace=0.01, kill_timeout=0.01)
+    async with open_supervisor(stop=policy) as supervisor, anyio.create_task_group() as tasks:
+        events = supervisor.events()
+
+        async def start() -> None:
+            with pytest.raises(creche.ProcessStateError, match="it was removed"):
+                await supervisor.start(
+                    targets.never_ready, announcements.path, name="child", start_timeout=None
+                )
+
+        tasks.start_soon(start)
+        await announcements.get()
+        child = supervisor.children["child"]
+        process = child.process
+        assert process is not None
+        try:
+            with monkeypatch.context() as patch, anyio.fail_after(TIMEOUT):
+                popen = type(process._handle._popen)
+                patch.setattr(popen, "send_signal", lambda *_: None)
+                patch.setattr(popen, "kill_group", lambda *_: None)
+                await supervisor.remove("child")
+            exited = await next_event(events, ChildExited)
+            assert process.is_alive()
+            assert isinstance(exited.exception, creche.ProcessStuckError)
+        finally:
+            kill(child)
         await process.join()
 
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import itertools
 import math
+from types import SimpleNamespace
 from typing import Any, get_args
 
+import anyio
 import pytest
+from support import TIMEOUT
 
 import creche
 from creche import Backoff, ChildState, HealthCheck, Heartbeat, StopPolicy, open_supervisor
+from creche._progress_feed import ProgressFeed
+from creche._supervisor import _health
 from creche._supervisor._backoff import Attempts
 from creche._supervisor._events import ChildStarted, EventHub
 from creche._supervisor._intensity import Intensity
@@ -188,6 +193,43 @@ def test_nobody_waits_for_ever_for_who_hangs() -> None:
     assert bounded(StopPolicy(grace=7)).grace == 7
 
 
+# --- silence ------------------------------------------------------------------------------------
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("lateness", "looks", "sign_at"),
+    [
+        (0.4, 1, None),
+        (0.9, 2, None),
+        (1.5, 3, None),
+        (100, 9, None),
+        (0.9, 4, 2),  # a sign of life: the next look that is late blames nobody again
+    ],
+)
+async def test_loop_that_is_always_late(
+    lateness: float, looks: int, sign_at: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It blames nobody at first, but in the end."""
+    now = 1000.0
+    looked = 0
+    within = 0.02
+    feed = ProgressFeed()
+
+    async def sleep(seconds: float) -> None:
+        nonlocal now, looked
+        looked += 1
+        assert looked < 100
+        now += seconds + lateness * within
+        if looked == sign_at:
+            feed._latest_at = now
+
+    monkeypatch.setattr(_health, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(_health, "anyio", SimpleNamespace(sleep=sleep))
+    await _health._wait_for_silence(feed, within)
+    assert looked == looks
+
+
 # --- events -------------------------------------------------------------------------------------
 
 
@@ -218,6 +260,32 @@ def test_events_of_a_nested_supervisor_are_those_of_the_outer_one() -> None:
     reader = outer.reader(3)
     inner.publish(_event(1))
     assert list(reader._events) == [_event(1)]
+
+
+@pytest.mark.anyio
+async def test_tasks_share_a_reader() -> None:
+    """Each event is for one of them; who finds that another one was faster waits for the next."""
+    hub = EventHub()
+    reader = hub.reader(3)
+    read: list[float] = []
+
+    async def read_one() -> None:
+        read.append((await anext(reader)).time)
+
+    with anyio.fail_after(TIMEOUT):
+        async with anyio.create_task_group() as tasks:
+            hub.publish(_event(1))
+            tasks.start_soon(read_one)
+            tasks.start_soon(read_one)
+            await anyio.wait_all_tasks_blocked()
+            assert read == [1]
+            hub.publish(_event(2))
+        assert read == [1, 2]
+        hub.publish(_event(3))
+        hub.end()
+        await read_one()
+        with pytest.raises(StopAsyncIteration):
+            await anext(reader)
 
 
 @pytest.mark.parametrize("buffer", [0, -1])

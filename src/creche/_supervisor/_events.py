@@ -114,10 +114,10 @@ class SupervisorEvents:
         return self
 
     async def __anext__(self) -> SupervisorEvent:
-        if not self._events:
-            await self._changes.wait_until(lambda: self._events or self._ended)
-        else:
+        if self._events:
             await anyio.lowlevel.checkpoint()
+        if not self._events:  # or not any more: another task was faster
+            await self._changes.wait_until(lambda: self._events or self._ended)
         if not self._events:
             raise StopAsyncIteration
         return self._events.popleft()

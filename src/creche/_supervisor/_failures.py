@@ -61,3 +61,7 @@ def not_set_up_in_time(name: str, seconds: float) -> ProcessTimeout:
         f"the children of supervisor {name!r} were not started within its start_timeout of"
         f" {seconds:g} seconds"
     )
+
+
+def cancelled_before_set_up(name: str) -> ProcessStartError:
+    return ProcessStartError(f"supervisor {name!r} was cancelled before its children were started")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Generic, TypeVar
 import anyio
 
 from .._durations import check_duration
+from .._loops import current_task
 from .._process import AsyncProcess
 from .._progress_feed import ProgressFeed
 from . import _failures
@@ -28,7 +30,7 @@ class Heartbeat:
     none for too long (because it waits for something for ever, was stopped by SIGSTOP, or sits in
     C code) is stopped by its ``shutdown`` policy, and has failed with
     :exc:`creche.ChildUnhealthy`. Time in which the event loop of the supervisor did not run does
-    not count.
+    not count, unless the loop is late again and again.
 
     :param within: seconds between two signs of life, at most
     :raises ValueError: if it is not more than 0
@@ -91,18 +93,22 @@ async def watch(
 
 async def _wait_for_silence(feed: ProgressFeed, within: float) -> None:
     began = time.monotonic()
+    tolerance = within / 2
     while True:
         last = max(began, feed._latest_at)
         due = last + within
         await anyio.sleep(max(0.0, due - time.monotonic()))
         if feed._latest_at > last:
+            tolerance = within / 2
             continue
         # Reports come by way of a thread, but this loop has to look in time: one that was blocked,
-        # as in a process that was stopped, blames nobody.
+        # as in a process that was stopped, blames nobody. One that is late each time lets the
+        # thread run in between: it may be ever later, or it would never blame anybody.
         now = time.monotonic()
-        if now - due < within / 2:
+        if now - due < tolerance:
             return
         began = now
+        tolerance *= 2
 
 
 async def _wait_for_failures(health: HealthCheck[ChildT], child: ChildT) -> BaseException:
@@ -121,6 +127,12 @@ async def _failure_of(health: HealthCheck[ChildT], child: ChildT) -> BaseExcepti
             if await health.check(child) is False:
                 return ValueError("the check returned False")
     except Exception as error:
+        return error
+    except asyncio.CancelledError as error:
+        # Maybe of something else, for which the check has waited.
+        task = current_task()
+        if not isinstance(task, asyncio.Task) or task.cancelling():
+            raise
         return error
     if scope.cancelled_caught:
         return TimeoutError(f"it took more than {health.timeout:g} seconds")

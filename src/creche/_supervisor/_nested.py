@@ -81,6 +81,9 @@ class NestedRun(Life):
                 with self._block:
                     if await self._set_up():
                         await anyio.sleep_forever()
+            if self.ready_at is None and self.failure is None and not self.stopping:
+                # By its own scope, whose cancellation comes no further than this.
+                self.failure = _failures.cancelled_before_set_up(self._child.name)
         except (Exception, BaseExceptionGroup) as error:
             if _interrupts(error):
                 raise

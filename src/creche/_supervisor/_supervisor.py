@@ -301,6 +301,7 @@ class Supervisor:
         :return: the nested supervisor. It is the same object through all of its restarts
         :raises Exception: whatever ``setup`` raises
         :raises ExceptionGroup: if it gives up before ``setup`` has returned
+        :raises ProcessStartError: if its :attr:`cancel_scope` is cancelled before that
         :raises ProcessTimeout: if it is not ready within ``start_timeout`` seconds
         :raises ProcessStateError: if this supervisor is not open, or has a child of that name
         :raises ValueError: if an argument is out of its range

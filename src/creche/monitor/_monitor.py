@@ -102,8 +102,12 @@ class Monitor:
             raise RuntimeError("this monitor has been started before: make another")
         self._began = time.monotonic()
         add_instrument(self._watching)
-        if self._console.is_terminal:
-            self._live = self._start_live()
+        try:
+            if self._console.is_terminal:
+                self._live = self._start_live()
+        except BaseException:  # rich has another live display at work, say
+            remove_instrument(self._watching)
+            raise
         # A thread, not a task: it shows what the processes do even while the event loop does not
         # turn, and in any number of event loops.
         self._thread = threading.Thread(target=self._run, name="creche-monitor", daemon=True)
