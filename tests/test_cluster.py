@@ -31,6 +31,7 @@ from cluster_targets import (
     sleep,
     sleep_and_clean_up,
     summed,
+    wait_for,
 )
 from clusters import MARKS, TestCluster, distributed, pids_in, pool_on, runs
 from clusters import nothing_left_over as nothing_left_over
@@ -38,6 +39,7 @@ from support import TIMEOUT
 
 import creche
 from creche.cluster import ClusterError, open_pool
+from creche.cluster._far import CrecheHost
 from creche.cluster._versions import check_found
 
 pytestmark = MARKS
@@ -65,6 +67,49 @@ async def test_calls(cluster: TestCluster, anyio_backend: str) -> None:
         assert (statistics.calls_done, statistics.calls_failed) == (3, 1)
     with pytest.raises(creche.ProcessClosedError):
         await pool.run(double, 1)
+
+
+async def test_two_pools_at_once(cluster: TestCluster, tmp_path: Path) -> None:
+    path, other = tmp_path / "pids", tmp_path / "other"
+    seen: list[str] = []
+
+    async def call() -> None:
+        seen.append(await first.run(wait_for, str(path), str(other)))
+
+    with anyio.fail_after(TIMEOUT):
+        async with pool_on(cluster) as first, anyio.create_task_group() as tasks:
+            tasks.start_soon(call)
+            await pids_in(path)
+            async with pool_on(cluster) as second:
+                assert await second.run(double, 1) == 2
+            other.touch()
+    assert seen == ["seen"]
+
+
+async def test_opening_while_another_pool_sets_the_workers_up(cluster: TestCluster) -> None:
+    async def remove(dask_worker: Any) -> None:
+        await dask_worker.plugin_remove(name=CrecheHost.name)
+
+    async def add(dask_worker: Any) -> None:
+        await dask_worker.plugin_add(CrecheHost(), name=CrecheHost.name)
+
+    async def call() -> None:
+        async with pool_on(cluster) as pool:
+            opened.set()
+            assert await pool.run(double, 1) == 2
+
+    async with pool_on(cluster) as pool:
+        address = pool._engine._connection.address  # type: ignore[attr-defined]
+    opened = anyio.Event()
+    with distributed.Client(address, set_as_default=False) as client, anyio.fail_after(TIMEOUT):
+        await anyio.to_thread.run_sync(client.run, remove)  # the scheduler knows nothing of that
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(call)
+            with anyio.move_on_after(0.5):
+                await opened.wait()
+            too_early = opened.is_set()
+            await anyio.to_thread.run_sync(client.run, add)
+    assert not too_early
 
 
 async def test_statistics_of_processes(cluster: TestCluster, tmp_path: Path) -> None:

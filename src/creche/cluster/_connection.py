@@ -32,6 +32,9 @@ _STOP_SECONDS = 10.0
 # call for so long; so it goes with that call.
 _RELEASE_SECONDS = 0.1
 
+# How often it is asked whether creche is set up on all workers, while another pool does that.
+_SET_UP_SECONDS = 0.02
+
 # How often it is asked which workers there are, while calls begin.
 _COUNT_SECONDS = 1.0
 
@@ -115,8 +118,15 @@ class Connection:
         await check_versions(self._client)
         await self._client.register_plugin(make_plugin())
         await self._client.register_plugin(_far.CrecheHost())
+        # Where it is there already, Dask does not wait: another pool may be at it just now.
+        while not await self._are_set_up():  # noqa: ASYNC110
+            await asyncio.sleep(_SET_UP_SECONDS)
         self._client.subscribe_topic(topic_of(self._setup.pool), self._receive_event)
         await self.count_workers()
+
+    async def _are_set_up(self) -> bool:
+        # A worker that is gone by now gives an error.
+        return False not in (await self._client.run(_far.is_set_up, on_error="return")).values()
 
     async def count_workers(self) -> None:
         """See which workers there are."""

@@ -16,6 +16,11 @@ from ._versions import check_late_comer
 _logger = logging.getLogger("creche")
 
 
+async def is_set_up(*, dask_worker: DaskWorker) -> bool:
+    """Return whether calls can be run here."""
+    return dask_worker.id in _hosts
+
+
 async def run_call(request: CallRequest, key: Any, *parts: bytes) -> tuple[Answers, FarStatistics]:
     """What Dask runs for each call of a pool, in the event loop of the worker."""
     return await _host().run(request, key, parts)
@@ -56,6 +61,7 @@ class CrecheHost(distributed.WorkerPlugin):  # type: ignore[misc]
     """
 
     name = PLUGIN_NAME
+    idempotent = True  # one for all pools: another would close those of the one before
 
     def __init__(self) -> None:
         self.pools: dict[str, FarPool] = {}
