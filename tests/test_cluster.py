@@ -178,6 +178,31 @@ async def test_map_that_is_left_early(cluster: TestCluster, tmp_path: Path) -> N
         assert await pool.run(double, 1) == 2
 
 
+async def test_loss_of_the_scheduler_under_a_map(cluster: TestCluster, tmp_path: Path) -> None:
+    async def take() -> None:
+        with pytest.raises(ClusterError, match="as if"):
+            await pool.map(sleep, [str(path)] * 6, chunksize=1)
+
+    async def call() -> None:
+        with pytest.raises(ClusterError, match="as if"):
+            await pool.run(sleep, str(path))
+
+    path = tmp_path / "pids"
+    async with pool_on(cluster) as pool:
+        engine: Any = pool._engine
+        with anyio.fail_after(TIMEOUT):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(take)
+                await pids_in(path, 2)
+                chunks = len(engine.running)
+                assert chunks > 1
+                tasks.start_soon(call)
+                while len(engine.running) == chunks:
+                    await anyio.sleep(0.01)
+                engine._on_lost(ClusterError("as if"))
+        assert not engine.running
+
+
 async def test_timeout_of_items(cluster: TestCluster, tmp_path: Path) -> None:
     async with pool_on(cluster) as pool:
         outcomes = await pool.map(

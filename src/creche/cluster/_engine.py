@@ -237,8 +237,8 @@ class ClusterEngine(CallEngine):
 
     def _on_lost(self, error: ClusterError) -> None:
         self._lost = error
-        for number, call in list(self.running.items()):
-            del self.running[number]
+        while self.running:  # a map has its other chunks called off when the first fails
+            call = self.running.pop(next(iter(self.running)))
             self._number_of.pop(call, None)
             call.fail(error)
 
