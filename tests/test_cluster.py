@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import logging
 import os
@@ -10,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -35,11 +37,13 @@ from cluster_targets import (
 )
 from clusters import MARKS, TestCluster, distributed, pids_in, pool_on, runs
 from clusters import nothing_left_over as nothing_left_over
-from support import TIMEOUT
+from support import TIMEOUT, until
 
 import creche
-from creche.cluster import ClusterError, open_pool
+from creche.cluster import ClusterError, _data, open_pool
+from creche.cluster._data import ScatteredData
 from creche.cluster._far import CrecheHost
+from creche.cluster._frames import make_frame
 from creche.cluster._versions import check_found
 
 pytestmark = MARKS
@@ -197,8 +201,7 @@ async def test_loss_of_the_scheduler_under_a_map(cluster: TestCluster, tmp_path:
                 chunks = len(engine.running)
                 assert chunks > 1
                 tasks.start_soon(call)
-                while len(engine.running) == chunks:
-                    await anyio.sleep(0.01)
+                await until(lambda: len(engine.running) > chunks)
                 engine._on_lost(ClusterError("as if"))
         assert not engine.running
 
@@ -345,6 +348,79 @@ async def test_large_arguments_are_scattered_once(cluster: TestCluster) -> None:
         assert len(connection._data._futures) == 1
         assert not connection._data._pickled
         assert len(await pool.run(bytes, len(data))) == len(data)
+
+
+DIGEST = bytes(range(16))
+
+
+class ScatteringClient:
+    """As much of a Dask client as sends large arguments."""
+
+    def __init__(self) -> None:
+        self.error: BaseException | None = None
+        self.scattered: list[Any] = []
+
+    async def scatter(self, data: dict[str, bytes]) -> dict[str, Any]:
+        if self.error is not None:
+            raise self.error
+        (key,) = data
+        self.scattered.append(SimpleNamespace(key=key, status="finished"))
+        return {key: self.scattered[-1]}
+
+
+def test_large_arguments_that_are_lost() -> None:
+    async def check() -> None:
+        data, client = ScatteredData(), ScatteringClient()
+        frame = make_frame(b"", [(DIGEST, 3)])
+
+        client.error = OSError("expected")
+        data.keep(DIGEST, b"abc")
+        with pytest.raises(OSError, match="expected"):
+            await data.of(client, frame)
+        client.error = None
+        data.keep(DIGEST, b"abc")
+        (first,) = await data.of(client, frame)
+
+        for status in ("lost", "cancelled"):
+            first.status = status
+            data.keep(DIGEST, b"abc")
+            (second,) = await data.of(client, frame)
+            assert second is not first
+            first = second
+
+        # While a call with it is on its way.
+        data.keep(DIGEST, b"abc")
+        first.status = "lost"
+        with pytest.raises(ClusterError, match="a large argument of a call was lost"):
+            await data.of(client, frame)
+        data.keep(DIGEST, b"abc")
+        assert await data.of(client, frame) == client.scattered[-1:]
+        assert len(client.scattered) == 4
+
+    asyncio.run(check())
+
+
+def test_large_arguments_make_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def check() -> None:
+        monkeypatch.setattr(_data, "_KEPT_BYTES", 3)
+        data, client = ScatteredData(), ScatteringClient()
+        old, new = (DIGEST, 3), (DIGEST[::-1], 3)
+        data.keep(DIGEST, b"old")
+        kept = await data.of(client, make_frame(b"", [old]))
+
+        # Not while a call is made that has both.
+        data.keep(DIGEST, b"old")
+        data.keep(DIGEST[::-1], b"new")
+        assert (await data.of(client, make_frame(b"", [new, old])))[1:] == kept
+
+        data.keep(DIGEST[::-1], b"new")
+        await data.of(client, make_frame(b"", [new]))
+        with pytest.raises(ClusterError, match="had to make room"):
+            await data.of(client, make_frame(b"", [old]))
+        data.keep(DIGEST, b"old")
+        assert await data.of(client, make_frame(b"", [old])) == client.scattered[-1:]
+
+    asyncio.run(check())
 
 
 async def test_what_cannot_travel(cluster: TestCluster, tmp_path: Path) -> None:

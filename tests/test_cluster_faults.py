@@ -8,12 +8,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
-from cluster_targets import double, sleep
+from cluster_targets import double, sleep, summed
 from clusters import MARKS, TIMEOUT, TestCluster, check_retried, pids_in, pool_on, runs, until_gone
 from clusters import nothing_left_over as nothing_left_over
+from support import until
 
 import creche
 from creche.cluster import ClusterError, WorkerLostError
@@ -176,6 +178,24 @@ async def test_opening_where_a_worker_hangs(cluster: TestCluster) -> None:
     with pytest.raises(ClusterError, match="have answered within 2 seconds"):
         async with pool_on(cluster, connect_timeout=2):
             pass
+
+
+async def test_worker_that_is_killed_with_a_large_argument(tmp_path: Path) -> None:
+    cluster = TestCluster(tmp_path, 1)
+    data = bytes(3 * 1024 * 1024)
+    try:
+        with anyio.fail_after(TIMEOUT):
+            async with pool_on(cluster) as pool:
+                assert await pool.run(summed, data, 1) == len(data) + 1
+                cluster.workers[0].kill()
+                connection: Any = pool._engine._connection  # type: ignore[attr-defined]
+                (sent,) = connection._data._futures.values()
+                await until(lambda: sent.result().status != "finished")
+                cluster.add_worker()
+                for number in range(3):
+                    assert await pool.run(summed, data, number) == len(data) + number
+    finally:
+        cluster.close()
 
 
 async def test_scheduler_that_is_killed(cluster: TestCluster, tmp_path: Path) -> None:

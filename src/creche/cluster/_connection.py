@@ -199,7 +199,7 @@ class Connection:
             if self._client.status != "running":
                 raise self._lose()
             key = self._group, number
-            parts = [await part for part in self._data.of(self._client, request.frame)]
+            parts = await self._data.of(self._client, request.frame)
             self._release_ended()
             future = self._client.submit(_far.run_call, request, key, *parts, key=key, pure=False)
             self._futures[number] = future
