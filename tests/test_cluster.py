@@ -6,10 +6,11 @@ import asyncio
 import functools
 import logging
 import os
+import pickle
 import re
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -40,10 +41,14 @@ from clusters import nothing_left_over as nothing_left_over
 from support import TIMEOUT, until
 
 import creche
+from creche._pool._chunks import Chunk, Part
+from creche._wire._outcomes import Value
+from creche._wire._payloads import Payload
 from creche.cluster import ClusterError, _data, open_pool
 from creche.cluster._data import ScatteredData
 from creche.cluster._far import CrecheHost
-from creche.cluster._frames import make_frame
+from creche.cluster._far_calls import FarChunk
+from creche.cluster._frames import Relayed, make_frame
 from creche.cluster._versions import check_found
 
 pytestmark = MARKS
@@ -204,6 +209,53 @@ async def test_loss_of_the_scheduler_under_a_map(cluster: TestCluster, tmp_path:
                 await until(lambda: len(engine.running) > chunks)
                 engine._on_lost(ClusterError("as if"))
         assert not engine.running
+
+
+class MapOwner:
+    """A map that only keeps account."""
+
+    timeout = None
+
+    def __init__(self) -> None:
+        self.outcomes: list[Any] = []
+
+    def add_part(self, part: Part, seconds: float) -> None:
+        self.outcomes += part.give_out(yields_errors=True)
+
+    def give_back(self, start: int, items: Sequence[Any], *, alone: bool) -> None:
+        raise NotImplementedError
+
+    def chunk_sent(self, chunk: Chunk) -> None:
+        raise NotImplementedError
+
+    def break_off(self, error: BaseException) -> None:
+        raise error
+
+    def chunk_died(self) -> None:
+        pass
+
+    def chunk_ended(self, chunk: Chunk) -> None:
+        pass
+
+
+async def test_large_answer_that_comes_after_the_death() -> None:
+    far = FarChunk(Payload([], heavy=False), bool, bool, bool, "there")
+    far.answers = 1  # a thread copies it
+    far.died(creche.ProcessDied(1), 2)
+    far.deliver(0, False, 0.1, Value(Relayed(pickle.dumps(["here"]))))
+    assert far.done
+
+    pool = open_pool("tcp://127.0.0.1:1")
+    pool._open()
+    try:
+        engine: Any = pool._engine
+        owner = MapOwner()
+        engine._deliver(Chunk(owner, 0, ["a", "b"]), engine._load(far.gathered))
+    finally:
+        await pool._stop()
+    first, second = owner.outcomes
+    assert (first.value, first.exception) == ("here", None)
+    assert isinstance(second.exception, creche.ProcessDied)
 
 
 async def test_timeout_of_items(cluster: TestCluster, tmp_path: Path) -> None:

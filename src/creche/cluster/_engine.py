@@ -184,7 +184,8 @@ class ClusterEngine(CallEngine):
 
     def _deliver(self, call: PoolCall, answers: list[tuple[Any, Any]]) -> None:
         self._number_of.pop(call, None)
-        for answer, found in answers:
+        # A large answer that came before may have been copied until after the death.
+        for answer, found in sorted(answers, key=lambda pair: isinstance(pair[0], Death)):
             if isinstance(answer, Answer):
                 call.answers += 1
                 call.deliver(answer.number, answer.last, answer.seconds, found)
