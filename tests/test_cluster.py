@@ -47,8 +47,10 @@ from creche._wire._payloads import Payload
 from creche.cluster import ClusterError, _data, open_pool
 from creche.cluster._data import ScatteredData
 from creche.cluster._far import CrecheHost
-from creche.cluster._far_calls import FarChunk
+from creche.cluster._far_calls import FarCall, FarChunk
+from creche.cluster._far_pool import FarPool
 from creche.cluster._frames import Relayed, make_frame
+from creche.cluster._requests import CallRequest
 from creche.cluster._versions import check_found
 
 pytestmark = MARKS
@@ -256,6 +258,41 @@ async def test_large_answer_that_comes_after_the_death() -> None:
     first, second = owner.outcomes
     assert (first.value, first.exception) == ("here", None)
     assert isinstance(second.exception, creche.ProcessDied)
+
+
+def test_timeout_of_an_item_that_is_sent_twice() -> None:
+    class Engine:
+        """Sends a call to a process that dies before it begins, and then to another one."""
+
+        def submit(self, call: FarCall) -> None:
+            call.sent()
+            call.sent()
+            states.append([timer.cancelled() for timer in timers])
+            call.deliver(0, True, 0.1, Value(Relayed(b"")))
+
+        def forget(self, call: FarCall) -> None:
+            pass
+
+    def call_later(seconds: float, *callback: Any) -> asyncio.TimerHandle:
+        timers.append(asyncio.get_running_loop().call_later(seconds, *callback))
+        return timers[-1]
+
+    async def check() -> None:
+        state = SimpleNamespace(nthreads=1)
+        worker: Any = SimpleNamespace(address="there", id="worker", state=state)
+        caller: Any = open_pool("tcp://127.0.0.1:1")._make_engine()
+        pool: Any = FarPool(worker, caller._setup)
+        engine, pool._engine = pool._engine, Engine()
+        pool._loop = SimpleNamespace(call_later=call_later)
+        await pool.run(CallRequest(caller._setup, 1, True, 600.0, False, make_frame(b"")), ())
+        pool._engine = engine
+        await pool.close()
+
+    timers: list[asyncio.TimerHandle] = []
+    states: list[list[bool]] = []
+    asyncio.run(check())
+    assert states == [[True, False]]
+    assert timers[1].cancelled()
 
 
 async def test_timeout_of_items(cluster: TestCluster, tmp_path: Path) -> None:

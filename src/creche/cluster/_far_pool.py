@@ -61,6 +61,8 @@ class FarPool:
         def on_sent() -> None:
             if request.timeout is not None:
                 nonlocal timer
+                if timer is not None:  # the process that it was sent to has died before it began
+                    timer.cancel()
                 timer = self._loop.call_later(request.timeout, self._time_out, call)
 
         def on_report(data: bytes) -> None:
