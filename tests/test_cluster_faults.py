@@ -188,8 +188,8 @@ async def test_worker_that_is_killed_with_a_large_argument(tmp_path: Path) -> No
             async with pool_on(cluster) as pool:
                 assert await pool.run(summed, data, 1) == len(data) + 1
                 cluster.workers[0].kill()
-                connection: Any = pool._engine._connection  # type: ignore[attr-defined]
-                (sent,) = connection._data._futures.values()
+                engine: Any = pool._engine
+                (sent,) = engine._connection._data._futures.values()
                 await until(lambda: sent.result().status != "finished")
                 cluster.add_worker()
                 for number in range(3):
@@ -214,6 +214,18 @@ async def test_scheduler_that_is_killed(cluster: TestCluster, tmp_path: Path) ->
         with pytest.raises(ClusterError, match="has gone away"):
             await pool.run(double, 1)
         await until_gone(pid, 20)
+
+
+async def test_leaving_when_an_idle_pool_has_lost_its_scheduler(cluster: TestCluster) -> None:
+    with anyio.fail_after(TIMEOUT):
+        async with pool_on(cluster, connect_timeout=3) as pool:
+            assert await pool.run(double, 1) == 2
+            cluster.scheduler.kill()
+            engine: Any = pool._engine
+            connection = engine._connection
+            await until(lambda: connection._client.status == "closed")
+            # As where it closes itself when the workers are to be told of something.
+            assert await engine._thread.run(lambda: connection._on_all(print)) == []
 
 
 @pytest.mark.slow

@@ -140,7 +140,9 @@ class Connection:
             self._counting.cancel()
         self._release_ended()
         try:
-            if self._opened and self._lost is None:
+            # It is closed when it has not found the scheduler again, of which no call has told us.
+            running = self._opened and self._client.status == "running"
+            if running and self._lost is None:
                 await self._on_all(_far.close_pool, self._setup.pool)
         finally:
             self._data.clear()
@@ -272,10 +274,14 @@ class Connection:
         policy = self._setup.stop
         seconds = policy.grace + policy.kill_timeout + _STOP_SECONDS
         run: Any = self._client.run(func, *args, on_error="return")
-        # Where it fails, the worker is gone, and what ran on it; or it hangs.
-        with contextlib.suppress(OSError, TimeoutError, ValueError):
+        try:
             return list((await asyncio.wait_for(run, seconds)).values())
-        return []
+        except (OSError, TimeoutError, ValueError):
+            return []  # the worker is gone, and what ran on it; or it hangs
+        except Exception:
+            if self._client.status == "running":
+                raise
+            return []  # a client that has closed itself raises what comes
 
     def _count_soon(self) -> None:
         async def count() -> None:
