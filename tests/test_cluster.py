@@ -46,7 +46,7 @@ from creche._wire._outcomes import Value
 from creche._wire._payloads import Payload
 from creche.cluster import ClusterError, _data, open_pool
 from creche.cluster._data import ScatteredData
-from creche.cluster._far import CrecheHost
+from creche.cluster._far import CrecheHost, stop_calls
 from creche.cluster._far_calls import FarCall, FarChunk
 from creche.cluster._far_pool import FarPool
 from creche.cluster._frames import Relayed, make_frame
@@ -323,6 +323,18 @@ async def test_cancellation(cluster: TestCluster, tmp_path: Path) -> None:
         assert await pool.run(double, 1) == 2
         assert len(path.read_text().split()) == 3
         assert pool.statistics().calls_cancelled == 11
+
+
+async def test_first_call_of_a_pool_that_comes_after_it_was_stopped(cluster: TestCluster) -> None:
+    async with pool_on(cluster) as pool:
+        connection: Any = pool._engine._connection  # type: ignore[attr-defined]
+        name = connection._setup.pool
+        with distributed.Client(connection.address, set_as_default=False) as client:
+            await anyio.to_thread.run_sync(client.run, stop_calls, name, [1])
+        with anyio.fail_after(TIMEOUT):
+            with pytest.raises(ClusterError, match="was lost"):  # there is no answer
+                await pool.run(double, 1)
+            assert await pool.run(double, 2) == 4
 
 
 async def test_timeout(cluster: TestCluster, tmp_path: Path) -> None:
