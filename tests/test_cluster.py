@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import logging
 import os
+import pickle
 import re
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -31,13 +34,23 @@ from cluster_targets import (
     sleep,
     sleep_and_clean_up,
     summed,
+    wait_for,
 )
 from clusters import MARKS, TestCluster, distributed, pids_in, pool_on, runs
 from clusters import nothing_left_over as nothing_left_over
-from support import TIMEOUT
+from support import TIMEOUT, until
 
 import creche
-from creche.cluster import ClusterError, open_pool
+from creche._pool._chunks import Chunk, Part
+from creche._wire._outcomes import Value
+from creche._wire._payloads import Payload
+from creche.cluster import ClusterError, _data, open_pool
+from creche.cluster._data import ScatteredData
+from creche.cluster._far import CrecheHost, stop_calls
+from creche.cluster._far_calls import FarCall, FarChunk
+from creche.cluster._far_pool import FarPool
+from creche.cluster._frames import Relayed, make_frame
+from creche.cluster._requests import CallRequest
 from creche.cluster._versions import check_found
 
 pytestmark = MARKS
@@ -65,6 +78,49 @@ async def test_calls(cluster: TestCluster, anyio_backend: str) -> None:
         assert (statistics.calls_done, statistics.calls_failed) == (3, 1)
     with pytest.raises(creche.ProcessClosedError):
         await pool.run(double, 1)
+
+
+async def test_two_pools_at_once(cluster: TestCluster, tmp_path: Path) -> None:
+    path, other = tmp_path / "pids", tmp_path / "other"
+    seen: list[str] = []
+
+    async def call() -> None:
+        seen.append(await first.run(wait_for, str(path), str(other)))
+
+    with anyio.fail_after(TIMEOUT):
+        async with pool_on(cluster) as first, anyio.create_task_group() as tasks:
+            tasks.start_soon(call)
+            await pids_in(path)
+            async with pool_on(cluster) as second:
+                assert await second.run(double, 1) == 2
+            other.touch()
+    assert seen == ["seen"]
+
+
+async def test_opening_while_another_pool_sets_the_workers_up(cluster: TestCluster) -> None:
+    async def remove(dask_worker: Any) -> None:
+        await dask_worker.plugin_remove(name=CrecheHost.name)
+
+    async def add(dask_worker: Any) -> None:
+        await dask_worker.plugin_add(CrecheHost(), name=CrecheHost.name)
+
+    async def call() -> None:
+        async with pool_on(cluster) as pool:
+            opened.set()
+            assert await pool.run(double, 1) == 2
+
+    async with pool_on(cluster) as pool:
+        address = pool._engine._connection.address  # type: ignore[attr-defined]
+    opened = anyio.Event()
+    with distributed.Client(address, set_as_default=False) as client, anyio.fail_after(TIMEOUT):
+        await anyio.to_thread.run_sync(client.run, remove)  # the scheduler knows nothing of that
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(call)
+            with anyio.move_on_after(0.5):
+                await opened.wait()
+            too_early = opened.is_set()
+            await anyio.to_thread.run_sync(client.run, add)
+    assert not too_early
 
 
 async def test_statistics_of_processes(cluster: TestCluster, tmp_path: Path) -> None:
@@ -133,6 +189,112 @@ async def test_map_that_is_left_early(cluster: TestCluster, tmp_path: Path) -> N
         assert await pool.run(double, 1) == 2
 
 
+async def test_loss_of_the_scheduler_under_a_map(cluster: TestCluster, tmp_path: Path) -> None:
+    async def take() -> None:
+        with pytest.raises(ClusterError, match="as if"):
+            await pool.map(sleep, [str(path)] * 6, chunksize=1)
+
+    async def call() -> None:
+        with pytest.raises(ClusterError, match="as if"):
+            await pool.run(sleep, str(path))
+
+    path = tmp_path / "pids"
+    async with pool_on(cluster) as pool:
+        engine: Any = pool._engine
+        with anyio.fail_after(TIMEOUT):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(take)
+                await pids_in(path, 2)
+                chunks = len(engine.running)
+                assert chunks > 1
+                tasks.start_soon(call)
+                await until(lambda: len(engine.running) > chunks)
+                engine._on_lost(ClusterError("as if"))
+        assert not engine.running
+
+
+class MapOwner:
+    """A map that only keeps account."""
+
+    timeout = None
+
+    def __init__(self) -> None:
+        self.outcomes: list[Any] = []
+
+    def add_part(self, part: Part, seconds: float) -> None:
+        self.outcomes += part.give_out(yields_errors=True)
+
+    def give_back(self, start: int, items: Sequence[Any], *, alone: bool) -> None:
+        raise NotImplementedError
+
+    def chunk_sent(self, chunk: Chunk) -> None:
+        raise NotImplementedError
+
+    def break_off(self, error: BaseException) -> None:
+        raise error
+
+    def chunk_died(self) -> None:
+        pass
+
+    def chunk_ended(self, chunk: Chunk) -> None:
+        pass
+
+
+async def test_large_answer_that_comes_after_the_death() -> None:
+    far = FarChunk(Payload([], heavy=False), bool, bool, bool, "there")
+    far.answers = 1  # a thread copies it
+    far.died(creche.ProcessDied(1), 2)
+    far.deliver(0, False, 0.1, Value(Relayed(pickle.dumps(["here"]))))
+    assert far.done
+
+    pool = open_pool("tcp://127.0.0.1:1")
+    pool._open()
+    try:
+        engine: Any = pool._engine
+        owner = MapOwner()
+        engine._deliver(Chunk(owner, 0, ["a", "b"]), engine._load(far.gathered))
+    finally:
+        await pool._stop()
+    first, second = owner.outcomes
+    assert (first.value, first.exception) == ("here", None)
+    assert isinstance(second.exception, creche.ProcessDied)
+
+
+def test_timeout_of_an_item_that_is_sent_twice() -> None:
+    class Engine:
+        """Sends a call to a process that dies before it begins, and then to another one."""
+
+        def submit(self, call: FarCall) -> None:
+            call.sent()
+            call.sent()
+            states.append([timer.cancelled() for timer in timers])
+            call.deliver(0, True, 0.1, Value(Relayed(b"")))
+
+        def forget(self, call: FarCall) -> None:
+            pass
+
+    def call_later(seconds: float, *callback: Any) -> asyncio.TimerHandle:
+        timers.append(asyncio.get_running_loop().call_later(seconds, *callback))
+        return timers[-1]
+
+    async def check() -> None:
+        state = SimpleNamespace(nthreads=1)
+        worker: Any = SimpleNamespace(address="there", id="worker", state=state)
+        caller: Any = open_pool("tcp://127.0.0.1:1")._make_engine()
+        pool: Any = FarPool(worker, caller._setup)
+        engine, pool._engine = pool._engine, Engine()
+        pool._loop = SimpleNamespace(call_later=call_later)
+        await pool.run(CallRequest(caller._setup, 1, True, 600.0, False, make_frame(b"")), ())
+        pool._engine = engine
+        await pool.close()
+
+    timers: list[asyncio.TimerHandle] = []
+    states: list[list[bool]] = []
+    asyncio.run(check())
+    assert states == [[True, False]]
+    assert timers[1].cancelled()
+
+
 async def test_timeout_of_items(cluster: TestCluster, tmp_path: Path) -> None:
     async with pool_on(cluster) as pool:
         outcomes = await pool.map(
@@ -161,6 +323,18 @@ async def test_cancellation(cluster: TestCluster, tmp_path: Path) -> None:
         assert await pool.run(double, 1) == 2
         assert len(path.read_text().split()) == 3
         assert pool.statistics().calls_cancelled == 11
+
+
+async def test_first_call_of_a_pool_that_comes_after_it_was_stopped(cluster: TestCluster) -> None:
+    async with pool_on(cluster) as pool:
+        connection: Any = pool._engine._connection  # type: ignore[attr-defined]
+        name = connection._setup.pool
+        with distributed.Client(connection.address, set_as_default=False) as client:
+            await anyio.to_thread.run_sync(client.run, stop_calls, name, [1])
+        with anyio.fail_after(TIMEOUT):
+            with pytest.raises(ClusterError, match="was lost"):  # there is no answer
+                await pool.run(double, 1)
+            assert await pool.run(double, 2) == 4
 
 
 async def test_timeout(cluster: TestCluster, tmp_path: Path) -> None:
@@ -275,6 +449,79 @@ async def test_large_arguments_are_scattered_once(cluster: TestCluster) -> None:
         assert len(connection._data._futures) == 1
         assert not connection._data._pickled
         assert len(await pool.run(bytes, len(data))) == len(data)
+
+
+DIGEST = bytes(range(16))
+
+
+class ScatteringClient:
+    """As much of a Dask client as sends large arguments."""
+
+    def __init__(self) -> None:
+        self.error: BaseException | None = None
+        self.scattered: list[Any] = []
+
+    async def scatter(self, data: dict[str, bytes]) -> dict[str, Any]:
+        if self.error is not None:
+            raise self.error
+        (key,) = data
+        self.scattered.append(SimpleNamespace(key=key, status="finished"))
+        return {key: self.scattered[-1]}
+
+
+def test_large_arguments_that_are_lost() -> None:
+    async def check() -> None:
+        data, client = ScatteredData(), ScatteringClient()
+        frame = make_frame(b"", [(DIGEST, 3)])
+
+        client.error = OSError("expected")
+        data.keep(DIGEST, b"abc")
+        with pytest.raises(OSError, match="expected"):
+            await data.of(client, frame)
+        client.error = None
+        data.keep(DIGEST, b"abc")
+        (first,) = await data.of(client, frame)
+
+        for status in ("lost", "cancelled"):
+            first.status = status
+            data.keep(DIGEST, b"abc")
+            (second,) = await data.of(client, frame)
+            assert second is not first
+            first = second
+
+        # While a call with it is on its way.
+        data.keep(DIGEST, b"abc")
+        first.status = "lost"
+        with pytest.raises(ClusterError, match="a large argument of a call was lost"):
+            await data.of(client, frame)
+        data.keep(DIGEST, b"abc")
+        assert await data.of(client, frame) == client.scattered[-1:]
+        assert len(client.scattered) == 4
+
+    asyncio.run(check())
+
+
+def test_large_arguments_make_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def check() -> None:
+        monkeypatch.setattr(_data, "_KEPT_BYTES", 3)
+        data, client = ScatteredData(), ScatteringClient()
+        old, new = (DIGEST, 3), (DIGEST[::-1], 3)
+        data.keep(DIGEST, b"old")
+        kept = await data.of(client, make_frame(b"", [old]))
+
+        # Not while a call is made that has both.
+        data.keep(DIGEST, b"old")
+        data.keep(DIGEST[::-1], b"new")
+        assert (await data.of(client, make_frame(b"", [new, old])))[1:] == kept
+
+        data.keep(DIGEST[::-1], b"new")
+        await data.of(client, make_frame(b"", [new]))
+        with pytest.raises(ClusterError, match="had to make room"):
+            await data.of(client, make_frame(b"", [old]))
+        data.keep(DIGEST, b"old")
+        assert await data.of(client, make_frame(b"", [old])) == client.scattered[-1:]
+
+    asyncio.run(check())
 
 
 async def test_what_cannot_travel(cluster: TestCluster, tmp_path: Path) -> None:

@@ -8,12 +8,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
-from cluster_targets import double, sleep
+from cluster_targets import double, sleep, summed
 from clusters import MARKS, TIMEOUT, TestCluster, check_retried, pids_in, pool_on, runs, until_gone
 from clusters import nothing_left_over as nothing_left_over
+from support import until
 
 import creche
 from creche.cluster import ClusterError, WorkerLostError
@@ -178,6 +180,24 @@ async def test_opening_where_a_worker_hangs(cluster: TestCluster) -> None:
             pass
 
 
+async def test_worker_that_is_killed_with_a_large_argument(tmp_path: Path) -> None:
+    cluster = TestCluster(tmp_path, 1)
+    data = bytes(3 * 1024 * 1024)
+    try:
+        with anyio.fail_after(TIMEOUT):
+            async with pool_on(cluster) as pool:
+                assert await pool.run(summed, data, 1) == len(data) + 1
+                cluster.workers[0].kill()
+                engine: Any = pool._engine
+                (sent,) = engine._connection._data._futures.values()
+                await until(lambda: sent.result().status != "finished")
+                cluster.add_worker()
+                for number in range(3):
+                    assert await pool.run(summed, data, number) == len(data) + number
+    finally:
+        cluster.close()
+
+
 async def test_scheduler_that_is_killed(cluster: TestCluster, tmp_path: Path) -> None:
     path = tmp_path / "pids"
 
@@ -194,6 +214,18 @@ async def test_scheduler_that_is_killed(cluster: TestCluster, tmp_path: Path) ->
         with pytest.raises(ClusterError, match="has gone away"):
             await pool.run(double, 1)
         await until_gone(pid, 20)
+
+
+async def test_leaving_when_an_idle_pool_has_lost_its_scheduler(cluster: TestCluster) -> None:
+    with anyio.fail_after(TIMEOUT):
+        async with pool_on(cluster, connect_timeout=3) as pool:
+            assert await pool.run(double, 1) == 2
+            cluster.scheduler.kill()
+            engine: Any = pool._engine
+            connection = engine._connection
+            await until(lambda: connection._client.status == "closed")
+            # As where it closes itself when the workers are to be told of something.
+            assert await engine._thread.run(lambda: connection._on_all(print)) == []
 
 
 @pytest.mark.slow

@@ -32,6 +32,9 @@ _STOP_SECONDS = 10.0
 # call for so long; so it goes with that call.
 _RELEASE_SECONDS = 0.1
 
+# How often it is asked whether creche is set up on all workers, while another pool does that.
+_SET_UP_SECONDS = 0.02
+
 # How often it is asked which workers there are, while calls begin.
 _COUNT_SECONDS = 1.0
 
@@ -115,8 +118,15 @@ class Connection:
         await check_versions(self._client)
         await self._client.register_plugin(make_plugin())
         await self._client.register_plugin(_far.CrecheHost())
+        # Where it is there already, Dask does not wait: another pool may be at it just now.
+        while not await self._are_set_up():  # noqa: ASYNC110
+            await asyncio.sleep(_SET_UP_SECONDS)
         self._client.subscribe_topic(topic_of(self._setup.pool), self._receive_event)
         await self.count_workers()
+
+    async def _are_set_up(self) -> bool:
+        # A worker that is gone by now gives an error.
+        return False not in (await self._client.run(_far.is_set_up, on_error="return")).values()
 
     async def count_workers(self) -> None:
         """See which workers there are."""
@@ -130,7 +140,9 @@ class Connection:
             self._counting.cancel()
         self._release_ended()
         try:
-            if self._opened and self._lost is None:
+            # It is closed when it has not found the scheduler again, of which no call has told us.
+            running = self._opened and self._client.status == "running"
+            if running and self._lost is None:
                 await self._on_all(_far.close_pool, self._setup.pool)
         finally:
             self._data.clear()
@@ -189,7 +201,7 @@ class Connection:
             if self._client.status != "running":
                 raise self._lose()
             key = self._group, number
-            parts = [await part for part in self._data.of(self._client, request.frame)]
+            parts = await self._data.of(self._client, request.frame)
             self._release_ended()
             future = self._client.submit(_far.run_call, request, key, *parts, key=key, pure=False)
             self._futures[number] = future
@@ -262,10 +274,14 @@ class Connection:
         policy = self._setup.stop
         seconds = policy.grace + policy.kill_timeout + _STOP_SECONDS
         run: Any = self._client.run(func, *args, on_error="return")
-        # Where it fails, the worker is gone, and what ran on it; or it hangs.
-        with contextlib.suppress(OSError, TimeoutError, ValueError):
+        try:
             return list((await asyncio.wait_for(run, seconds)).values())
-        return []
+        except (OSError, TimeoutError, ValueError):
+            return []  # the worker is gone, and what ran on it; or it hangs
+        except Exception:
+            if self._client.status == "running":
+                raise
+            return []  # a client that has closed itself raises what comes
 
     def _count_soon(self) -> None:
         async def count() -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Iterator
 from typing import Any
 
+from ._errors import ClusterError
 from ._frames import parts_of
 
 # Of the parts that no call needs just now, the newest are kept, up to so many bytes.
@@ -29,25 +29,40 @@ class ScatteredData:
     def keep(self, digest: bytes, pickled: bytes) -> None:
         """A call has such a part. From any thread."""
         with self._lock:
-            if digest not in self._futures:
+            future = self._futures.get(digest)
+            if future is None or not _is_usable(future):
                 self._pickled[digest] = pickled
+            else:
+                self._futures[digest] = self._futures.pop(digest)
 
-    def of(self, client: Any, frame: bytes) -> Iterator[Awaitable[Any]]:
-        """Return what gives the Dask futures of the parts of a call."""
-        for digest, size in parts_of(frame):
-            yield self._get(client, digest, size)
+    async def of(self, client: Any, frame: bytes) -> list[Any]:
+        """Return the Dask futures of the parts of a call.
 
-    async def _get(self, client: Any, digest: bytes, size: int) -> Any:
+        :raises ClusterError: if there is one that is neither there any more nor here
+        """
+        parts = parts_of(frame)
+        if not parts:
+            return []
         with self._lock:
-            future = self._futures.pop(digest, None)
-            pickled = self._pickled.pop(digest, None)
-            if future is None:
-                assert pickled is not None
-                future = asyncio.ensure_future(_scatter(client, digest, pickled))
-            self._futures[digest] = future
-            self._sizes[digest] = size
+            futures = [self._get(client, *part) for part in parts]
             self._drop_oldest()
-        return await asyncio.shield(future)
+        return await asyncio.gather(*map(asyncio.shield, futures))
+
+    def _get(self, client: Any, digest: bytes, size: int) -> asyncio.Future[Any]:
+        future = self._futures.pop(digest, None)
+        pickled = self._pickled.pop(digest, None)
+        if future is None or not _is_usable(future):
+            if pickled is None:
+                self._sizes.pop(digest, None)
+                raise ClusterError(
+                    "a large argument of a call was lost while the call was on its way: the Dask"
+                    " worker that had it is gone, or it had to make room for others. The next call"
+                    " with it sends it again"
+                )
+            future = asyncio.ensure_future(_scatter(client, digest, pickled, future))
+        self._futures[digest] = future
+        self._sizes[digest] = size
+        return future
 
     def _drop_oldest(self) -> None:
         total = sum(self._sizes.values())
@@ -65,6 +80,23 @@ class ScatteredData:
             self._sizes.clear()
 
 
-async def _scatter(client: Any, digest: bytes, pickled: bytes) -> Any:
+def _is_usable(future: asyncio.Future[Any]) -> bool:
+    """Whether a part is on a worker, or on its way there."""
+    if not future.done():
+        return True
+    if future.cancelled() or future.exception() is not None:
+        return False
+    # Dask says so when it is lost, with its worker or as the connection broke.
+    return future.result().status in ("pending", "finished")
+
+
+async def _scatter(
+    client: Any, digest: bytes, pickled: bytes, lost: asyncio.Future[Any] | None
+) -> Any:
+    """Send a part to a worker.
+
+    :param lost: what there was of it. When the last Dask future of a key is dropped, Dask tells the
+        scheduler to release it, which could come after what is sent here; so it is kept until then
+    """
     key = f"creche-data-{digest.hex()}"
     return (await client.scatter({key: pickled}))[key]

@@ -184,7 +184,8 @@ class ClusterEngine(CallEngine):
 
     def _deliver(self, call: PoolCall, answers: list[tuple[Any, Any]]) -> None:
         self._number_of.pop(call, None)
-        for answer, found in answers:
+        # A large answer that came before may have been copied until after the death.
+        for answer, found in sorted(answers, key=lambda pair: isinstance(pair[0], Death)):
             if isinstance(answer, Answer):
                 call.answers += 1
                 call.deliver(answer.number, answer.last, answer.seconds, found)
@@ -237,8 +238,8 @@ class ClusterEngine(CallEngine):
 
     def _on_lost(self, error: ClusterError) -> None:
         self._lost = error
-        for number, call in list(self.running.items()):
-            del self.running[number]
+        while self.running:  # a map has its other chunks called off when the first fails
+            call = self.running.pop(next(iter(self.running)))
             self._number_of.pop(call, None)
             call.fail(error)
 

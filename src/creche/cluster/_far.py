@@ -15,6 +15,14 @@ from ._versions import check_late_comer
 
 _logger = logging.getLogger("creche")
 
+# Numbers of calls that were stopped before they came. Newer ones are remembered.
+_MAX_STOPPED = 10_000
+
+
+async def is_set_up(*, dask_worker: DaskWorker) -> bool:
+    """Return whether calls can be run here."""
+    return dask_worker.id in _hosts
+
 
 async def run_call(request: CallRequest, key: Any, *parts: bytes) -> tuple[Answers, FarStatistics]:
     """What Dask runs for each call of a pool, in the event loop of the worker."""
@@ -26,10 +34,7 @@ async def stop_calls(
 ) -> FarStatistics | None:
     """Stop calls that run here, and never begin them; return when they are gone."""
     host = _hosts.get(dask_worker.id)
-    if host is None or (found := host.pools.get(pool)) is None:
-        return None
-    await found.stop_calls(numbers)
-    return found.statistics()
+    return None if host is None else await host.stop_calls(pool, numbers)
 
 
 async def close_pool(pool: str, *, dask_worker: DaskWorker) -> None:
@@ -56,10 +61,12 @@ class CrecheHost(distributed.WorkerPlugin):  # type: ignore[misc]
     """
 
     name = PLUGIN_NAME
+    idempotent = True  # one for all pools: another would close those of the one before
 
     def __init__(self) -> None:
         self.pools: dict[str, FarPool] = {}
         self._keys: dict[Any, tuple[FarPool, int]] = {}
+        self._stopped: dict[tuple[str, int], None] = {}  # by age
 
     def __reduce__(self) -> Any:
         return CrecheHost, ()
@@ -91,12 +98,26 @@ class CrecheHost(distributed.WorkerPlugin):  # type: ignore[misc]
             check_late_comer(self.worker.address, request.setup.versions)
             pool = FarPool(self.worker, request.setup)
             self.pools[request.setup.pool] = pool
+        if (request.setup.pool, request.number) in self._stopped:
+            return [], pool.statistics()
         self._keys[key] = pool, request.number
         try:
             answers = await pool.run(request, parts)
             return answers, pool.statistics()
         finally:
             del self._keys[key]
+
+    async def stop_calls(self, name: str, numbers: list[int]) -> FarStatistics | None:
+        # Of a pool, too, whose first call is on its way here.
+        for number in numbers:
+            self._stopped[name, number] = None
+            if len(self._stopped) > _MAX_STOPPED:
+                del self._stopped[next(iter(self._stopped))]
+        pool = self.pools.get(name)
+        if pool is None:
+            return None
+        await pool.stop_calls(numbers)
+        return pool.statistics()
 
     async def close_pool(self, name: str) -> None:
         pool = self.pools.pop(name, None)

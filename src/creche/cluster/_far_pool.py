@@ -25,9 +25,6 @@ from ._versions import this_side
 # How often a call may tell the caller of its progress, in seconds.
 _REPORT_SECONDS = 0.05
 
-# Numbers of calls that were stopped before they came. Newer ones are remembered.
-_MAX_STOPPED = 10_000
-
 
 class FarPool:
     """Lives in the event loop of the Dask worker; its processes are started for its calls."""
@@ -45,14 +42,11 @@ class FarPool:
         self._engine.backend = setup.backend
         self._running: dict[int, tuple[FarCall, asyncio.Event]] = {}
         self._stopping: dict[int, asyncio.Task[None]] = {}
-        self._stopped: dict[int, None] = {}  # by age
         self._reports: dict[int, bytes | None] = {}
 
     async def run(self, request: CallRequest, parts: tuple[bytes, ...]) -> Answers:
         """Run a call, to its end or until it is stopped."""
         number = request.number
-        if number in self._stopped:
-            return []
         ended = asyncio.Event()
         timer: asyncio.TimerHandle | None = None
         make = FarChunk if request.chunk else FarCall
@@ -61,6 +55,8 @@ class FarPool:
         def on_sent() -> None:
             if request.timeout is not None:
                 nonlocal timer
+                if timer is not None:  # the process that it was sent to has died before it began
+                    timer.cancel()
                 timer = self._loop.call_later(request.timeout, self._time_out, call)
 
         def on_report(data: bytes) -> None:
@@ -98,9 +94,6 @@ class FarPool:
     async def stop_calls(self, numbers: list[int]) -> None:
         """Stop calls, and wait until they are gone."""
         for number in numbers:
-            self._stopped[number] = None
-            if len(self._stopped) > _MAX_STOPPED:
-                del self._stopped[next(iter(self._stopped))]
             self.stop_soon(number)
         tasks = [self._stopping[number] for number in numbers if number in self._stopping]
         if tasks:
