@@ -24,7 +24,8 @@ from ._call_engine import CallEngine
 from ._calls import PoolCall, what_runs
 from ._engine import PoolEngine
 from ._map import ProcessMap
-from ._map_run import MapRun, check_map_options
+from ._map_options import check_map_options
+from ._map_run import MapRun
 from ._observing import announce, tell_not_sent
 from ._options import PoolOptions, check_options
 from ._outcomes import ItemOutcome
