@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import gc
@@ -9,6 +10,7 @@ import multiprocessing
 import os
 import pickle
 import random
+import signal
 import threading
 import time
 from pathlib import Path
@@ -139,6 +141,56 @@ def get_and_die(queue: sync.Queue[Any], how: str, ready: str) -> None:
 def _die_when_told(ready: str, *_: Any) -> None:
     announce(ready)
     wait_for_ever()
+
+
+class KillsWhoeverUnpickles:
+    """An item that is the end of the process that gets it."""
+
+    def __init__(self, padding: int) -> None:
+        self.padding = bytes(padding)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _kill_this_process, (self.padding,)
+
+
+def _kill_this_process(padding: bytes) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class HeldUp:
+    """A large item whose unpickling, in a thread then, waits until it is let go."""
+
+    begun = threading.Event()
+    let_go = threading.Event()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickle_when_let_go, (bytes(100_000),)
+
+
+def _unpickle_when_let_go(padding: bytes) -> int:
+    HeldUp.begun.set()
+    assert HeldUp.let_go.wait(TIMEOUT)
+    return len(padding)
+
+
+async def cancel_natively_while_unpickling(queue: sync.Queue[Any]) -> None:
+    """Get a :class:`HeldUp`, and be cancelled by asyncio's own means meanwhile."""
+    task = asyncio.create_task(queue.get())
+    with anyio.fail_after(TIMEOUT):
+        while not HeldUp.begun.is_set():
+            await anyio.sleep(0.001)
+    task.cancel()
+    try:
+        await task
+    except asyncio.CancelledError:
+        return
+    finally:
+        HeldUp.let_go.set()
+    raise AssertionError("the task was not cancelled")
+
+
+def cancel_natively_in_a_loop(queue: sync.Queue[Any]) -> None:
+    asyncio.run(cancel_natively_while_unpickling(queue))
 
 
 def echo_queue(requests: sync.Queue[Any], replies: sync.Queue[Any]) -> None:

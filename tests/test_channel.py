@@ -20,6 +20,7 @@ from support import TIMEOUT
 
 import creche
 from creche import create_channel, create_duplex_channel, run_in_process
+from creche._channel import _waiting
 from creche._channel._hub_transport import _HubTransport
 
 __all__ = ["hub", "transport"]
@@ -414,6 +415,32 @@ def test_sync_timeouts(ends: Ends) -> None:
     assert [receive.receive_sync(0) for _ in range(4)] == list(range(4))
     with pytest.raises(ValueError, match="timeout"):
         receive.receive_sync(-1)
+
+
+@only_packets
+@pytest.mark.parametrize("method", ["send_sync", "receive_sync"])
+def test_sync_timeouts_of_many_days(
+    ends: Ends, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More milliseconds than an int holds."""
+    send, receive = ends
+    wait = _waiting.Watch.wait
+
+    def make_ready_and_wait(watch: _waiting.Watch, timeout: float | None) -> None:
+        if method == "send_sync":
+            receive.receive_nowait()
+        else:
+            send.send_nowait("item")
+        wait(watch, timeout)
+
+    monkeypatch.setattr(_waiting.Watch, "wait", make_ready_and_wait)
+    if method == "send_sync":
+        for item in range(4):
+            send.send_nowait(item)
+        send.send_sync(4, timeout=3_000_000)
+        assert [receive.receive_nowait() for _ in range(4)] == [1, 2, 3, 4]
+    else:
+        assert receive.receive_sync(timeout=3_000_000) == "item"
 
 
 def test_sync_face_in_threads(ends: Ends) -> None:

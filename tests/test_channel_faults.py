@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import errno
 import os
 import random
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import channel_targets
 import pytest
 import support
 from channel_transports import hub, only_packets, transport
 from support import START_METHODS, TIMEOUT, Announcements, wait_until_gone
+from test_channel import count_waiting
 
 import creche
 from creche import StopPolicy, create_channel, create_duplex_channel, open_nursery, open_pool
@@ -330,6 +334,93 @@ async def test_child_that_is_killed_before_it_takes_its_end(ends: Ends) -> None:
     with anyio.fail_after(TIMEOUT):
         items = [item async for item in receive]
     assert set(items) <= {0}
+
+
+class HeldUp:
+    """A large item whose unpickling, in a thread then, waits until it is let go."""
+
+    def __init__(self) -> None:
+        for event in (_begun, _let_go):
+            event.clear()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickle_when_let_go, (bytes(2_000_000),)
+
+
+_begun = threading.Event()
+_let_go = threading.Event()
+
+
+def _unpickle_when_let_go(padding: bytes) -> int:
+    _begun.set()
+    assert _let_go.wait(TIMEOUT)
+    return len(padding)
+
+
+@contextlib.asynccontextmanager
+async def cancelled_natively_while_unpickling(ends: Ends) -> AsyncIterator[None]:
+    """A task receives a large item meanwhile, and is cancelled by asyncio's own means then."""
+    send, receive = ends
+    await send.send(HeldUp())
+    task = asyncio.create_task(receive.receive())
+    await support.until(_begun.is_set)
+    try:
+        yield
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    finally:
+        _let_go.set()
+
+
+async def test_native_cancellation_gives_a_large_item_to_a_task_that_waits(
+    ends: Ends, anyio_backend: str
+) -> None:
+    if anyio_backend != "asyncio":
+        pytest.skip("Trio has no such cancellation")
+    _, receive = ends
+    received: list[object] = []
+
+    async def wait() -> None:
+        received.append(await receive.receive())
+
+    with anyio.fail_after(TIMEOUT):
+        async with (
+            anyio.create_task_group() as tasks,
+            cancelled_natively_while_unpickling(ends),
+        ):
+            tasks.start_soon(wait)
+            await support.until(lambda: count_waiting(receive) == 1)
+    assert received == [2_000_000]
+
+
+async def test_native_cancellation_gives_a_large_item_to_a_thread_that_waits(
+    ends: Ends, anyio_backend: str
+) -> None:
+    if anyio_backend != "asyncio":
+        pytest.skip("Trio has no such cancellation")
+    _, receive = ends
+    received: list[object] = []
+    thread = threading.Thread(target=lambda: received.append(receive.receive_sync(TIMEOUT)))
+    async with cancelled_natively_while_unpickling(ends):
+        thread.start()
+        await support.until(lambda: count_waiting(receive) == 1)
+    await anyio.to_thread.run_sync(thread.join, TIMEOUT)
+    assert received == [2_000_000]
+
+
+async def test_item_that_another_thread_has_claimed(ends: Ends, anyio_backend: str) -> None:
+    """Both have looked while it was there."""
+    if anyio_backend != "asyncio":
+        pytest.skip("Trio has no such cancellation")
+    send, receive = ends
+    async with cancelled_natively_while_unpickling(ends):
+        pass
+    take = receive._take
+    assert await receive.receive() == 2_000_000
+    assert take() is None
+    await send.send("next")
+    assert await receive.receive() == "next"
 
 
 async def test_parent_that_dies_ends_the_channel(ends: Ends, announcements: Announcements) -> None:

@@ -157,6 +157,25 @@ async def test_item_of_a_process_that_dies_goes_back(
     assert [await queue.get(), await queue.get()] == ["first", "second"]
 
 
+@pytest.mark.either_backend
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("padding", [0, 100_000])
+async def test_item_that_kills_whoever_unpickles_it_goes_with_it(
+    style: str, padding: int, start_method: str
+) -> None:
+    queue = sync.Queue[Any]()
+    await queue.put(targets.KillsWhoeverUnpickles(padding))
+    await queue.put("next")
+    with pytest.raises(ProcessDied):
+        if style == "sync":
+            method = functools.partial(targets.call_method, queue, "get_sync")
+        else:
+            method = functools.partial(targets.await_method, queue, "get")
+        await run_in_process(method, start_method=start_method)
+    with anyio.fail_after(TIMEOUT):
+        assert await queue.get() == "next"
+
+
 async def test_stopped_consumer_holds_up_its_own_items_alone(
     announcements: Announcements, transport: None
 ) -> None:
@@ -487,6 +506,46 @@ async def test_native_cancellation_of_asyncio() -> None:
     assert await lock.statistics() == sync.LockStatistics(
         locked=False, holder=None, tasks_waiting=0, abandoned_by=None
     )
+
+
+@pytest.fixture
+def held_up() -> Iterator[targets.HeldUp]:
+    yield targets.HeldUp()
+    targets.HeldUp.begun.clear()
+    targets.HeldUp.let_go.clear()
+
+
+async def test_native_cancellation_gives_a_large_item_to_the_next(
+    anyio_backend: str, held_up: targets.HeldUp
+) -> None:
+    """One that waits already, and hears of no end before."""
+    if anyio_backend != "asyncio":
+        pytest.skip("Trio has no such cancellation")
+    queue = sync.Queue[Any]()
+    await queue.put(held_up)
+    queue.close()
+
+    async def get_next() -> None:
+        await until(queue, qsize=0)
+        assert [item async for item in queue] == [100_000]
+
+    with anyio.fail_after(TIMEOUT):
+        async with anyio.create_task_group() as group:
+            group.start_soon(targets.cancel_natively_while_unpickling, queue)
+            group.start_soon(get_next)
+
+
+@pytest.mark.either_backend
+async def test_native_cancellation_in_a_child_gives_a_large_item_back(
+    start_method: str, held_up: targets.HeldUp
+) -> None:
+    queue = sync.Queue[Any]()
+    await queue.put(held_up)
+    await queue.put("next")
+    await run_in_process(targets.cancel_natively_in_a_loop, queue, start_method=start_method)
+    held_up.let_go.set()
+    with anyio.fail_after(TIMEOUT):
+        assert [await queue.get(), await queue.get()] == [100_000, "next"]
 
 
 # --- strangers ------------------------------------------------------------------------------------

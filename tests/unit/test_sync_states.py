@@ -351,6 +351,28 @@ def test_item_that_nobody_has_heard_of_goes_back_to_the_front() -> None:
     assert second.outcome == [b"1"]
 
 
+def test_item_that_is_being_unpickled() -> None:
+    queue = Driver(QueueState(0))
+    for i in range(3):
+        put(queue, A, b"%d" % i)
+    queue.tell(Op.CLOSE, A)
+    first, second = get(queue, B), get(queue, B)
+    for request in (first, second):
+        queue.tell(Op.UNPICKLING, B, number=request.number)
+    queue.cancel(first)
+    again = get(queue, C)
+    assert again.outcome == [b"0"]
+    queue.tell(Op.UNPICKLING, C, number=again.number)
+    queue.state.drop(B)  # because of the second, perhaps
+    third, waiting = get(queue, B), get(queue, B)
+    assert outcomes(third, waiting) == [[b"2"], "waiting"]
+    got(queue, third)
+    assert waiting.outcome == "waiting"  # for what may go back
+    got(queue, again)
+    assert isinstance(waiting.outcome, anyio.EndOfStream)
+    assert queue.state.unpickling == set()
+
+
 def test_items_go_back_in_order() -> None:
     queue = Driver(QueueState(0))
     for i in range(3):
@@ -422,7 +444,10 @@ def test_every_item_is_got_once(seed: int) -> None:
                 gets.append(get(queue, chance.choice([B, C]), deaf=chance.random() < 0.1))
             case 3 if gets:
                 request = gets.pop(chance.randrange(len(gets)))
-                if isinstance(request.outcome, list):
+                if isinstance(request.outcome, list) and chance.random() < 0.2:
+                    queue.tell(Op.UNPICKLING, request.party, number=request.number)
+                    queue.cancel(request)
+                elif isinstance(request.outcome, list):
                     received += request.outcome
                     got(queue, request)
                 else:

@@ -65,7 +65,7 @@ class _PacketTransport:
         if self._thread_wait is not None:
             self._thread_wait.forget()
 
-    async def _wait_in_loop(self) -> None:
+    async def _wait_in_loop(self, check: Callable[[], object]) -> None:
         """Wait until it may be worth while to try again."""
         loop = current_loop()
         wait = self._loop_waits.get(loop)
@@ -75,6 +75,7 @@ class _PacketTransport:
                     del self._loop_waits[other.loop]
                     other.end_from_anywhere()
             wait = self._loop_waits[loop] = LoopWait(loop, self._end)
+            check()  # a thread that woke us before that has not been heard
         await wait.wait()
 
     def _wait_in_thread(self, attempt: Callable[[], Any], timeout: float | None) -> Any:
@@ -103,7 +104,7 @@ class PacketSending(_PacketTransport):
         self, check: Callable[[], object], packet: bytes, segment: Segment | None
     ) -> bool:
         check()
-        await self._wait_in_loop()
+        await self._wait_in_loop(check)
         check()
         return self.send_now(packet, segment)
 
@@ -131,7 +132,7 @@ class PacketReceiving(_PacketTransport):
 
     async def receive_later(self, check: Callable[[], object]) -> Received:
         check()
-        await self._wait_in_loop()
+        await self._wait_in_loop(check)
         return None
 
     def receive_blocking(self, check: Callable[[], object], timeout: float | None) -> Received:

@@ -28,6 +28,10 @@ _clock = time.perf_counter
 _loads = pickle.loads
 
 
+class _Unclaimed(Exception):
+    """There is an item for one of those who wait, which the transport does not know of."""
+
+
 class ChannelReceiveStream(ChannelEnd, ObjectReceiveStream[T_co]):
     """The end of a channel that receives; made by :class:`create_channel`.
 
@@ -48,7 +52,8 @@ class ChannelReceiveStream(ChannelEnd, ObjectReceiveStream[T_co]):
 
         Waits as long as there is none. Cancellation never loses an item: what one that is cancelled
         has not returned stays in the channel. (A large item that is being unpickled just then is
-        returned nevertheless, or stays with this end, for the next call.)
+        returned nevertheless; or, if asyncio's own cancellation comes, it stays with this end, for
+        another call, until the end is closed or handed over.)
 
         :raises anyio.EndOfStream: if there is none, and no sending end is left, in no process
         :raises SerializationError: if the item cannot be unpickled; the next one may be
@@ -153,9 +158,11 @@ class ChannelReceiveStream(ChannelEnd, ObjectReceiveStream[T_co]):
     async def _receive_other(self, packet: Packet) -> Any:
         while (received := self._received(packet)) is None:
             try:
-                packet = await self._transport.receive_later(self._open_transport)
+                packet = await self._transport.receive_later(self._check_waiting)
             except ValueError:
                 raise self._closed_error() from None
+            except _Unclaimed:
+                packet = None
             self._checkpoint_at = _clock() + CHECKPOINT_SECONDS
             if packet is None:
                 packet = self._try()
@@ -165,14 +172,32 @@ class ChannelReceiveStream(ChannelEnd, ObjectReceiveStream[T_co]):
         seconds = check_timeout(timeout)
         if packet is None:
             self._check_not_in_loop()
-            try:
-                packet = self._transport.receive_blocking(self._open_transport, seconds)
-            except ValueError:
-                raise self._closed_error() from None
+            packet = self._wait_in_thread(seconds)
         received = self._received(packet)
         if received is None:
             raise TimeoutError(f"no item came in {seconds:g} seconds")
         return self._load(received)
+
+    def _wait_in_thread(self, seconds: float | None) -> Packet:
+        give_up = None if seconds is None else _clock() + seconds
+        while True:
+            try:
+                packet: Packet = self._transport.receive_blocking(self._check_waiting, seconds)
+                return packet
+            except ValueError:
+                raise self._closed_error() from None
+            except _Unclaimed:
+                packet = self._try()
+            if packet is not None:
+                return packet
+            if give_up is not None:
+                seconds = max(0.0, give_up - _clock())
+
+    def _check_waiting(self) -> None:
+        """Check whether there is something to wait for."""
+        self._open_transport()
+        if self._unclaimed:
+            raise _Unclaimed
 
     def _check_not_in_loop(self) -> None:
         check_not_in_loop("receive_sync", "receive")
@@ -193,17 +218,25 @@ class ChannelReceiveStream(ChannelEnd, ObjectReceiveStream[T_co]):
         return packet
 
     def _take_unclaimed(self) -> Packet:
-        job = self._unclaimed.popleft()
+        try:
+            job = self._unclaimed.popleft()
+        except IndexError:  # another thread was faster
+            self._update()
+            return self._take()
         self._update()
         return job
 
     def _update(self) -> None:
+        # Several threads may do so at once: whoever writes last looks again after that, too.
+        while self._take != (take := self._way_to_take()):
+            self._take = take
+
+    def _way_to_take(self) -> Callable[[], Packet]:
         if self._state is not EndState.OPEN:
-            self._take = self._raise_closed
-        elif self._unclaimed:
-            self._take = self._take_unclaimed
-        else:
-            self._take = self._transport.receive
+            return self._raise_closed
+        if self._unclaimed:
+            return self._take_unclaimed
+        return self._transport.receive  # type: ignore[no-any-return]
 
     def _load(self, packet: _Item) -> Any:
         if isinstance(packet, bytes):
@@ -226,6 +259,7 @@ class ChannelReceiveStream(ChannelEnd, ObjectReceiveStream[T_co]):
                 # In spite of the shield, by asyncio's own means: somebody else gets it.
                 self._unclaimed.append(packet)
                 self._update()
+                self._transport.wake()
                 raise
         self._checkpoint_at = _clock() + CHECKPOINT_SECONDS
         return result

@@ -3,8 +3,8 @@
 Items are packets, and where the system has shared memory without a name, large ones lie in segments
 of it. What returns at once may be called in event loops.
 
-Where ``check`` is a parameter, it raises when the end is no longer to be used, and :meth:`wake` has
-it called.
+Where ``check`` is a parameter, it raises when the end is no longer to be used, or nobody need wait
+for it, and :meth:`wake` has it called.
 """
 
 from __future__ import annotations

@@ -21,6 +21,9 @@ T = TypeVar("T")
 
 Transport = PacketSender | PacketReceiver
 
+# Seconds. A watch does not wait for many days at once, as epoll counts milliseconds in an int.
+_LONGEST_WAIT = 3600.0
+
 
 class LoopWait:
     """Tasks of one event loop that wait for one end.
@@ -155,7 +158,7 @@ class ThreadWait:
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
                     return None
-                watch.wait(left)
+                watch.wait(None if left is None else min(left, _LONGEST_WAIT))
         finally:
             self._put_back(watch)
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import anyio
-
 from .._errors import SerializationError
 from .._loops import Latch
 from .._runtime import runtime
 from .._wire._framing import FrameKind, FrameReader, Section, pack
+from .._wire._outcomes import Failure, Outcome, Value
 from .._wire._payloads import Payload, TooHeavyError, dump, load
 from ._protocol import size_of
 
@@ -45,15 +44,17 @@ def pickle_item_sync(item: object) -> Section:
     return _pack(payload)
 
 
-async def unpickle_item(body: Section) -> Any:
-    """Unpickle an item in an event loop, which goes on meanwhile. Not to be cancelled.
+def is_light(body: Section) -> bool:
+    """Whether unpickling an item takes no longer than an event loop can wait."""
+    return size_of(body) <= _LIGHT_BYTES
 
-    :raises SerializationError: if it cannot be unpickled
+
+async def unpickle_item_apart(body: Section) -> Outcome:
+    """Unpickle an item in an event loop, which goes on meanwhile. Cancellation gives it up.
+
+    What it raises is never the item's.
     """
-    if size_of(body) <= _LIGHT_BYTES:
-        return unpickle_item_sync(body)
-    with anyio.CancelScope(shield=True):
-        return await _in_thread(lambda: unpickle_item_sync(body))
+    return await _outcome_in_thread(lambda: unpickle_item_sync(body))
 
 
 def unpickle_item_sync(body: Section) -> Any:
@@ -84,15 +85,22 @@ def _cannot_pickle(item: object, error: BaseException) -> SerializationError:
 
 async def _in_thread(run: Callable[[], T]) -> T:
     """Run something that takes long in a thread of creche's."""
+    outcome = await _outcome_in_thread(run)
+    if isinstance(outcome, Failure):
+        raise outcome.exception
+    result: T = outcome.take()
+    return result
+
+
+async def _outcome_in_thread(run: Callable[[], object]) -> Outcome:
     done = Latch()
-    outcome: list[T] = []
-    errors: list[BaseException] = []
+    outcomes: list[Outcome] = []
 
     def job() -> None:
         try:
-            outcome.append(run())
+            outcomes.append(Value(run()))
         except BaseException as error:
-            errors.append(error)
+            outcomes.append(Failure(error))
         finally:
             done.set()
 
@@ -103,6 +111,4 @@ async def _in_thread(run: Callable[[], T]) -> T:
     except BaseException:
         picklers.abandon(submitted)
         raise
-    for error in errors:
-        raise error
-    return outcome[0]
+    return outcomes[0]

@@ -61,6 +61,7 @@ class Op(enum.IntEnum):
     CLOSE_END = 29
     HAND_OVER_END = 30
     TAKE_BACK_END = 31
+    UNPICKLING = 32
 
 
 class AnswerKind(enum.IntEnum):

@@ -19,7 +19,9 @@ class QueueState(State):
     """Items wait here, and so do those who want to put or get one.
 
     An item that was handed out is kept until whoever got it says so: if that process dies before,
-    or its request was cancelled, the item goes back to the front.
+    or its request was cancelled, the item goes back to the front. One that is being unpickled goes
+    back after a cancellation only: it may be what has killed the process, and must not go on to
+    kill the next.
 
     :param maxsize: how many items wait before those who put have to; 0 for no limit
     """
@@ -31,6 +33,7 @@ class QueueState(State):
         self.items: deque[_Put] = deque()
         self.putting: Waiting = OrderedDict()
         self.handed_out: dict[tuple[Party, int], Section] = {}
+        self.unpickling: set[tuple[Party, int]] = set()  # of what was handed out
 
     # Those who want an item are in `waiting`, so one of it and `items` is always empty.
 
@@ -67,7 +70,11 @@ class QueueState(State):
     def _tell(self, op: Op, party: Party, number: int, holder: int, body: Section) -> None:
         if op is Op.GOT:
             self.handed_out.pop((party, number), None)
+            self.unpickling.discard((party, number))
             self._end_if_empty()
+        elif op is Op.UNPICKLING:
+            if (party, number) in self.handed_out:
+                self.unpickling.add((party, number))
         elif op is Op.CLOSE:
             self.closed = True
             while self.putting:
@@ -79,6 +86,7 @@ class QueueState(State):
     def cancel(self, party: Party, number: int) -> None:
         super().cancel(party, number)
         self.putting.pop((party, number), None)
+        self.unpickling.discard((party, number))
         item = self.handed_out.pop((party, number), None)
         if item is not None:
             self.items.appendleft((party, number, item))
@@ -95,7 +103,11 @@ class QueueState(State):
         drop(self.putting, party)
         # The last that was handed out goes back first, so that the order stays.
         for key in [key for key in self.handed_out if key[0] is party][::-1]:
-            self.items.appendleft((*key, self.handed_out.pop(key)))
+            item = self.handed_out.pop(key)
+            if key in self.unpickling:
+                self.unpickling.remove(key)
+            else:
+                self.items.appendleft((*key, item))
         self._hand_out()
         self._end_if_empty()
 

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Iterator
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import anyio
 
-from .._hub._items import pickle_item, pickle_item_sync, unpickle_item, unpickle_item_sync
+from .._hub._items import (
+    is_light,
+    pickle_item,
+    pickle_item_sync,
+    unpickle_item_apart,
+    unpickle_item_sync,
+)
 from .._hub._protocol import Op
 from .._hub._queue_state import QueueState
 from .._hub._shared import Shared
-from .._hub._waits import AsyncWait, ThreadWait
+from .._hub._waits import AsyncWait, ThreadWait, Wait
+from .._wire._framing import Section
+from .._wire._outcomes import Failure, Outcome, Value
 from ._statistics import QueueStatistics
 
 T = TypeVar("T")
@@ -80,7 +89,9 @@ class Queue(Shared, Generic[T]):
     async def get(self) -> T:
         """Get the next item; wait for it. Whoever waits first gets it first.
 
-        Cancellation loses no item.
+        Cancellation loses no item. (A large item that is being unpickled just then is returned
+        nevertheless. Where asyncio's own cancellation comes, as by ``asyncio.wait_for``, it goes
+        back to the front, and whoever gets it unpickles it again.)
 
         :raises anyio.EndOfStream: if the queue is closed, and no item is left
         :raises SerializationError: if the item cannot be unpickled here; the queue goes on
@@ -119,17 +130,40 @@ class Queue(Shared, Generic[T]):
     async def _get(self, op: Op) -> T:
         wait = AsyncWait()
         body = await self._ask(op, wait)
-        # Before it is unpickled: one that kills whoever does so must not go on to kill the next.
-        self._tell(Op.GOT, wait.number)
-        item: T = await unpickle_item(body)
+        item: T
+        if is_light(body):
+            item = self._unpickle(wait, body)
+        else:
+            item = await self._unpickle_apart(wait, body)
         return item
 
     def _get_sync(self, op: Op, timeout: float | None) -> T:
         wait = ThreadWait()
         body = self._ask_sync(op, wait, timeout)
-        self._tell(Op.GOT, wait.number)
-        item: T = unpickle_item_sync(body)
+        item: T = self._unpickle(wait, body)
         return item
+
+    def _unpickle(self, wait: Wait, body: Section) -> Any:
+        # Before it is unpickled: one that kills whoever does so must not go on to kill the next.
+        self._tell(Op.GOT, wait.number)
+        return unpickle_item_sync(body)
+
+    async def _unpickle_apart(self, wait: Wait, body: Section) -> Any:
+        source = self._place()
+        source.tell(Op.UNPICKLING, wait.number, 0, [])
+        outcome: Outcome = Value(None)
+        try:
+            with anyio.CancelScope(shield=True):
+                outcome = await unpickle_item_apart(body)
+        except BaseException:
+            # In spite of the shield, by asyncio's own means, as a rule: somebody else gets it.
+            source.cancel(wait)
+            raise
+        with contextlib.suppress(anyio.BrokenResourceError):  # the item is here all the same
+            source.tell(Op.GOT, wait.number, 0, [])
+        if isinstance(outcome, Failure):
+            raise outcome.exception
+        return outcome.take()
 
     def close(self) -> None:
         """Have it take no more items: those that are in it are got, then it is at its end.
