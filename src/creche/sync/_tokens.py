@@ -209,12 +209,12 @@ class Semaphore(_Tokens):
     async def _acquire(self, op: Op) -> None:
         wait = AsyncWait()
         await self._ask(op, wait)
-        self._tell(Op.GOT, wait.number)
+        self._place().tell_later(Op.GOT, wait.number)
 
     def _acquire_sync(self, op: Op, timeout: float | None) -> None:
         wait = ThreadWait()
         self._ask_sync(op, wait, timeout)
-        self._tell(Op.GOT, wait.number)
+        self._place().tell_later(Op.GOT, wait.number)
 
     async def statistics(self) -> SemaphoreStatistics:
         """Ask how it is at the moment.
