@@ -30,3 +30,6 @@ def transport(hub: None, request: pytest.FixtureRequest, monkeypatch: pytest.Mon
 
 only_packets: Any = pytest.mark.parametrize("transport", ["packets"], indirect=True)
 """For tests of what only sockets do."""
+
+only_hub: Any = pytest.mark.parametrize("transport", ["hub"], indirect=True)
+"""For tests of what only ends do whose items lie with a hub."""

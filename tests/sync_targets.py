@@ -454,6 +454,16 @@ def start_and_forget() -> None:
     wait_for_ever()
 
 
+def acquire_and_stay(
+    semaphore: sync.Semaphore, times: int, done: sync.Event, over: sync.Event
+) -> None:
+    for _ in range(times):
+        semaphore.acquire_sync(TIMEOUT)
+    semaphore.statistics_sync(TIMEOUT)
+    done.set()
+    over.wait_sync(TIMEOUT)
+
+
 def queue_at(ref: HubRef) -> sync.Queue[Any]:
     """A queue of another process, or of whoever listens there."""
     queue = _shared._find(sync.Queue, ref, 1)

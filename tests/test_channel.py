@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import anyio
@@ -15,13 +15,14 @@ import channel_targets
 import numpy as np
 import pytest
 from anyio.abc import ObjectReceiveStream, ObjectSendStream, ObjectStream
-from channel_transports import hub, only_packets, transport
+from channel_transports import hub, only_hub, only_packets, transport
 from support import TIMEOUT
 
 import creche
 from creche import create_channel, create_duplex_channel, run_in_process
-from creche._channel import _waiting
+from creche._channel import _hub_transport, _waiting
 from creche._channel._hub_transport import _HubTransport
+from creche._hub._waits import ThreadWait
 
 __all__ = ["hub", "transport"]
 
@@ -496,6 +497,120 @@ def test_closing_an_end_wakes_its_threads(ends: Ends, full: bool) -> None:
     for thread in threads:
         thread.join(TIMEOUT)
     assert [type(error) for error in errors] == [anyio.ClosedResourceError] * 3
+
+
+@pytest.mark.parametrize("granted", [False, True])
+async def test_item_is_sent_once_if_a_call_cannot_have_its_end(ends: Ends, granted: bool) -> None:
+    """The call claims the end, and finds that another one of its arguments is closed."""
+    send, receive = ends
+    for item in range(4):
+        send.send_nowait(item)
+    received: list[int] = []
+    async with anyio.create_task_group() as tasks:
+
+        @tasks.start_soon
+        async def _wait() -> None:
+            with anyio.fail_after(TIMEOUT):
+                await send.send(4)
+
+        await all_blocked()
+        received = [receive.receive_nowait() for _ in range(5 if granted and is_hub(send) else 0)]
+        send.claim()
+        send.unclaim()
+        await all_blocked()
+        with anyio.fail_after(TIMEOUT):
+            while len(received) < 5:
+                received.append(await receive.receive())
+    assert received == list(range(5))
+    assert send.statistics().current_buffer_used == 0
+
+
+@pytest.mark.parametrize("method", ["close", "claim"])
+async def test_closed_end_receives_nothing_any_more(ends: Ends, method: str) -> None:
+    send, receive = ends
+    closed = receive.clone()
+    async with anyio.create_task_group() as tasks:
+
+        @tasks.start_soon
+        async def _wait() -> None:
+            with anyio.fail_after(TIMEOUT), pytest.raises(anyio.ClosedResourceError):
+                await closed.receive()
+
+        await all_blocked()
+        getattr(closed, method)()
+        send.send_nowait(1)  # before the task has had its turn
+    with anyio.fail_after(TIMEOUT):
+        assert await receive.receive() == 1
+    closed.unclaim()
+    closed.close()
+
+
+def is_hub(end: Any) -> bool:
+    return isinstance(end._transport, _HubTransport)
+
+
+class ThreadWaitWithEvents(ThreadWait):
+    """Something happens while the thread waits."""
+
+    events: Iterator[Callable[[], object]] = iter([])
+
+    def wait(self, timeout: float | None) -> bool:
+        for event in self.events:
+            event()
+            break
+        return super().wait(timeout)
+
+
+def happens_meanwhile(monkeypatch: pytest.MonkeyPatch, *events: Callable[[], object]) -> None:
+    monkeypatch.setattr(ThreadWaitWithEvents, "events", iter(events))
+    monkeypatch.setattr(_hub_transport, "ThreadWait", ThreadWaitWithEvents)
+
+
+@only_hub
+@pytest.mark.parametrize("granted", [False, True])
+def test_thread_sends_once_if_a_call_cannot_have_its_end(
+    ends: Ends, granted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send, receive = ends
+    for item in range(4):
+        send.send_sync(item)
+    received: list[int] = []
+
+    def take() -> None:
+        received.extend(receive.receive_nowait() for _ in range(5))
+
+    def refuse() -> None:
+        send.claim()
+        send.unclaim()
+
+    def take_and_refuse() -> None:
+        take()
+        refuse()
+
+    happens_meanwhile(monkeypatch, *([take_and_refuse] if granted else [refuse, take]))
+    send.send_sync(4, timeout=TIMEOUT)
+    assert received == list(range(5))
+    assert send.statistics().current_buffer_used == 0
+
+
+@only_hub
+@pytest.mark.parametrize("method", ["close", "claim"])
+def test_end_is_closed_while_a_thread_does_what_takes_no_time(
+    ends: Ends, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was asked for before is answered."""
+    send, receive = ends
+    with send.clone() as sends, send.clone() as asks, receive.clone() as receives:
+        happens_meanwhile(monkeypatch, getattr(sends, method))
+        sends.send_nowait(1)
+        happens_meanwhile(monkeypatch, getattr(asks, method))
+        assert asks.statistics().current_buffer_used == 1
+        happens_meanwhile(monkeypatch, getattr(receives, method))
+        assert receives.receive_nowait() == 1
+        for end in (sends, asks, receives):
+            with pytest.raises(anyio.ClosedResourceError):
+                end.statistics()
+            end.unclaim()
 
 
 async def test_statistics_count_ends(ends: Ends) -> None:

@@ -182,6 +182,46 @@ async def test_semaphore_is_released_by_others() -> None:
     )
 
 
+async def test_nothing_is_kept_of_grants_that_were_heard_of() -> None:
+    semaphore, done, over = sync.Semaphore(0), sync.Event(), sync.Event()
+    state: Any = semaphore._place().state  # type: ignore[attr-defined]
+    with anyio.fail_after(TIMEOUT):
+        async with open_nursery() as nursery:
+            nursery.start_soon(targets.acquire_and_stay, semaphore, 100, done, over)
+            for _ in range(100):
+                semaphore.release()
+            await done.wait()
+            assert not state.unheard
+            over.set()
+        await until(semaphore, acquired=0)
+        semaphore.acquire_nowait_sync()
+        await semaphore.acquire()
+    assert not state.unheard
+
+
+async def test_release_for_a_waiter_that_is_cancelled_is_not_lost() -> None:
+    semaphore = sync.Semaphore(0)
+    acquired = 0
+    with anyio.fail_after(TIMEOUT):
+        async with anyio.create_task_group() as group:
+            scope = anyio.CancelScope()
+
+            @group.start_soon
+            async def _wait() -> None:
+                nonlocal acquired
+                with scope:
+                    await semaphore.acquire()
+                    acquired += 1
+
+            await until(semaphore, tasks_waiting=1)
+            semaphore.release()
+            semaphore.release()
+            scope.cancel()
+        for _ in range(2 - acquired):
+            await semaphore.acquire()
+    assert (await semaphore.statistics()).value == 0
+
+
 async def test_limiter_bounds_all_processes(tmp_path: Path, anyio_backend: str) -> None:
     limiter = sync.CapacityLimiter(2)
     path = tmp_path / "entered"

@@ -19,6 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -31,7 +32,7 @@ from test_sync import STYLES, hub, pick, transport, until
 from creche import ProcessDied, ProcessStateError, StopPolicy, open_nursery, run_in_process, sync
 from creche._hub import _hub, _link, _sources
 from creche._hub._protocol import HELLO, HubRef, make_hello
-from creche._platform import hub_connect, hub_listen
+from creche._platform import _hub_sockets, hub_connect, hub_listen
 
 __all__ = ["hub", "transport"]
 
@@ -650,6 +651,31 @@ async def test_no_descriptor_for_a_connection(
         await event.wait()
     assert failures == 0
     assert "cannot accept" in caplog.text
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system waits by itself")
+def test_hub_that_cannot_keep_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connecting waits until there is room in the backlog, but not for ever."""
+    monkeypatch.setattr(_hub_sockets, "_BACKLOG", 1)
+    listener, address = hub_listen()
+    pauses = 0
+
+    def pause(seconds: float) -> None:
+        nonlocal pauses
+        pauses += 1
+        if pauses == 3:
+            listener.accept()[0].close()
+
+    clock = SimpleNamespace(monotonic=time.monotonic, sleep=pause)
+    monkeypatch.setattr(_hub_sockets, "time", clock)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(listener)
+        while not pauses:
+            stack.enter_context(hub_connect(address))
+        assert pauses == 3
+        monkeypatch.setattr(_hub_sockets, "_CONNECT_TIMEOUT", 0)
+        with pytest.raises(BlockingIOError):
+            hub_connect(address)
 
 
 # --- forks ----------------------------------------------------------------------------------------

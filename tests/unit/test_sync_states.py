@@ -207,28 +207,82 @@ def test_semaphore_as_a_signal() -> None:
     assert isinstance(semaphore.ask(Op.TRY_ACQUIRE, B).outcome, anyio.WouldBlock)
 
 
+@pytest.mark.parametrize("releaser", [A, B, C])
+def test_released_token_of_which_nobody_has_heard_is_not_lost(releaser: Party) -> None:
+    semaphore = Driver(SemaphoreState(0))
+    unheard = semaphore.ask(Op.ACQUIRE, A)
+    semaphore.tell(Op.RELEASE, releaser)
+    assert unheard.outcome is None
+    semaphore.tell(Op.RELEASE, releaser)
+    semaphore.cancel(unheard)
+    assert semaphore.state.statistics() == {"value": 2, "acquired": 0, "tasks_waiting": 0}
+    semaphore.cancel(unheard)
+    assert semaphore.state.statistics()["value"] == 2
+
+
+def test_release_was_of_another_token_than_the_cancelled_one() -> None:
+    semaphore = Driver(SemaphoreState(3))
+    unheard, heard, other = (semaphore.ask(Op.ACQUIRE, party) for party in (A, A, B))
+    got(semaphore, heard)
+    got(semaphore, other)
+    waiting = [semaphore.ask(Op.ACQUIRE, C) for _ in range(3)]
+    semaphore.tell(Op.RELEASE, A)
+    assert outcomes(*waiting) == [None, "waiting", "waiting"]
+    semaphore.cancel(unheard)
+    assert outcomes(*waiting) == [None, None, "waiting"]
+    semaphore.state.drop(A)  # has none any more
+    assert waiting[-1].outcome == "waiting"
+    semaphore.state.drop(B)
+    assert waiting[-1].outcome is None
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_no_death_and_no_cancellation_changes_the_number_of_tokens(seed: int) -> None:
-    """Whatever is done, by whoever holds a token: free and acquired ones add up."""
+    """Whatever is done, by whoever holds a token: what was given and taken adds up."""
     chance = random.Random(seed)
     semaphore = Driver(SemaphoreState(3))
+    state: Any = semaphore.state
     parties = [A, B, C]
-    requests: list[Request] = []
-    for _ in range(300):
-        match chance.randrange(4):
-            case 0:
-                requests.append(semaphore.ask(Op.ACQUIRE, chance.choice(parties)))
-            case 1 if semaphore.state.statistics()["acquired"]:
+    requests: list[Request] = []  # of which nobody has heard
+    heard = released = given_back_by_deaths = 0
+    for _ in range(500):
+        match chance.randrange(6):
+            case 0 | 1:
+                request = semaphore.ask(
+                    Op.ACQUIRE, chance.choice(parties), deaf=chance.random() < 0.1
+                )
+                if not request.deaf:
+                    requests.append(request)
+            case 2:
                 semaphore.tell(Op.RELEASE, chance.choice(parties))
-            case 2 if requests:
-                semaphore.cancel(chance.choice(requests))
-            case 3 if chance.random() < 0.1:
-                semaphore.state.drop(chance.choice(parties))
+                released += 1
+            case 3 if requests:
+                semaphore.cancel(requests.pop(chance.randrange(len(requests))))
+            case 4 if granted := [request for request in requests if request.outcome is None]:
+                request = chance.choice(granted)
+                requests.remove(request)
+                got(semaphore, request)
+                heard += 1
+            case 5 if chance.random() < 0.1:
+                dead = chance.choice(parties)
+                tokens = state.value + len(state.held)
+                given_back_by_deaths += sum(key[0] is dead for key in state.held)
+                # Those that were released without having been heard of stay so.
+                heard += sum(
+                    request.party is dead and request.outcome is None for request in requests
+                )
+                requests = [request for request in requests if request.party is not dead]
+                state.drop(dead)
+                assert state.value + len(state.held) == tokens
             case _:
                 pass
-        found = semaphore.state.statistics()
-        assert found["value"] + found["acquired"] == 3
+        acquired = heard + sum(request.outcome is None for request in requests)
+        found = state.statistics()
+        assert found["value"] == 3 + released + given_back_by_deaths - acquired
         assert not (found["value"] and found["tasks_waiting"])
+    for request in requests:
+        got(semaphore, request)
+    assert not state.unheard
 
 
 def test_limiter() -> None:

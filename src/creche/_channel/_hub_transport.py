@@ -11,6 +11,7 @@ import itertools
 import math
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -35,7 +36,7 @@ _kept: set[State] = set()
 
 
 class _Woken(Exception):
-    """The end was closed, or handed over, while somebody waited for it; or may have been."""
+    """The end was closed, or handed over, while somebody waited for an item; or may have been."""
 
 
 class _HubTransport:
@@ -91,7 +92,7 @@ class _HubTransport:
         with self._lock:
             waits = list(self._waits)
         for wait in waits:
-            wait.fail(_Woken())
+            wait.interrupt()
 
     end_waits = wake
 
@@ -142,23 +143,42 @@ class _HubTransport:
             with self._lock:
                 self._waits.discard(wait)
 
+    def _is_answered(self, wait: Wait, check: Callable[[], object]) -> bool:
+        """After waiting: whether there is an answer, or :meth:`wake` was called."""
+        if not wait.is_done:
+            check()
+        return wait.is_done
+
     async def _ask(self, op: Op, wait: AsyncWait, check: Callable[[], object]) -> Any:
         with self._asking(op, wait, check):
             await wait.wait()
+            while not self._is_answered(wait, check):
+                await wait.wait_again()
             return wait.result()
 
     def _ask_blocking(
         self, op: Op, wait: ThreadWait, check: Callable[[], object], timeout: float | None
     ) -> Any:
         """:raises TimeoutError: if there is no answer in so many seconds"""
+        give_up = None if timeout is None else time.monotonic() + timeout
         with self._asking(op, wait, check):
-            if not wait.wait(timeout):
-                raise TimeoutError
-            return wait.result()
+            while True:
+                left = None if give_up is None else max(give_up - time.monotonic(), 0.0)
+                if not wait.wait(left):
+                    raise TimeoutError
+                if self._is_answered(wait, check):
+                    return wait.result()
 
     def _ask_now(self, op: Op, wait: ThreadWait) -> Any:
-        """Ask for what is answered at once."""
-        return self._ask_blocking(op, wait, self._check_open, None)
+        """Ask for what is answered at once, so that nobody need end that."""
+        try:
+            self._source.ask(op, wait)
+            self._check_open()
+            wait.wait(None)
+            return wait.result()
+        except BaseException:
+            self._source.cancel(wait)
+            raise
 
 
 class HubSending(_HubTransport):
@@ -183,11 +203,8 @@ class HubSending(_HubTransport):
     async def send_later(
         self, check: Callable[[], object], packet: bytes, segment: Any = None
     ) -> bool:
-        try:
-            await self._ask(Op.PUT, AsyncWait(body=[packet]), check)
-        except _Woken:
-            check()
-            return False
+        # Woken, it is not asked again: it may have been granted, and the item be with somebody.
+        await self._ask(Op.PUT, AsyncWait(body=[packet]), check)
         return True
 
     def send_blocking(
@@ -201,9 +218,6 @@ class HubSending(_HubTransport):
             return self.send_now(packet)
         try:
             self._ask_blocking(Op.PUT, ThreadWait(body=[packet]), check, timeout)
-        except _Woken:
-            check()
-            return self.send_blocking(check, packet, segment, timeout)
         except TimeoutError:
             return False
         return True
@@ -251,6 +265,14 @@ class HubReceiving(_HubTransport):
         except anyio.EndOfStream:
             return b""
         return self._got(wait, body)
+
+    def _is_answered(self, wait: Wait, check: Callable[[], object]) -> bool:
+        # Whatever is raised, an item that has come goes back to the front. So it is none of ours
+        # any more where the end was closed, and can be asked for again where it was not.
+        check()
+        if not wait.is_done:
+            raise _Woken
+        return True
 
     def _got(self, wait: Wait, body: Section) -> Received:
         # Before it is unpickled: one that kills whoever does so must not go on to kill the next.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 
 import anyio
@@ -43,6 +45,7 @@ class Link:
         self._lock = threading.Lock()
         self._numbers = itertools.count(1)
         self._pending: dict[int, tuple[int, Wait]] = {}
+        self._later: deque[Section] = deque()
         self._reader = MessageReader(ANSWER)
         self._welcome = b""
         self._is_welcome = False
@@ -82,8 +85,16 @@ class Link:
             raise broken(self._ref.pid)
         self._send(op, obj, number, holder, body)
 
+    def tell_later(self, op: Op, obj: int, number: int) -> None:
+        """Tell something with whatever is sent next: it is not worth a system call."""
+        self._later.append(pack_request(op, obj, number, 0, []))
+
     def _send(self, op: Op, obj: int, number: int, holder: int, body: Section) -> None:
-        self._connection.send(pack_request(op, obj, number, holder, body))
+        pieces: Section = []
+        with contextlib.suppress(IndexError):  # another thread may be at it, too
+            while self._later:
+                pieces += self._later.popleft()
+        self._connection.send([*pieces, *pack_request(op, obj, number, holder, body)])
 
     def call_soon(self, callback: Callable[[], None]) -> None:
         """Call back in the watcher. From any thread, in the middle of anything."""

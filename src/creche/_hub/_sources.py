@@ -40,6 +40,10 @@ class Source(ABC):
         :raises Exception: what is wrong with it
         """
 
+    def tell_later(self, op: Op, number: int) -> None:
+        """Tell something of which nobody needs to hear before anything else is told or asked."""
+        self.tell(op, number, 0, [])
+
     @abstractmethod
     def refer(self) -> tuple[HubRef, int]:
         """How another process finds the state.
@@ -115,6 +119,9 @@ class There(Source):
 
     def tell(self, op: Op, number: int, holder: int, body: Section) -> None:
         link_to(self._ref).tell(op, self._obj, number, holder, body)
+
+    def tell_later(self, op: Op, number: int) -> None:
+        link_to(self._ref).tell_later(op, self._obj, number)
 
     def refer(self) -> tuple[HubRef, int]:
         return self._ref, self._obj

@@ -305,11 +305,17 @@ class SemaphoreState(TokenState):
     A release gives back a token of the process that releases; if it has none, the one that was
     acquired first by any; if nobody has one, there is one more from then on. So the number of free
     and acquired tokens together never changes when a process dies.
+
+    It may be one that was granted, and that whoever asked for it has not heard of. If that request
+    is cancelled then, the release was for another token. So whoever hears of a grant says GOT.
     """
 
     def __init__(self, value: int) -> None:
         super().__init__()
         self.value = value
+        self.unheard: dict[tuple[Party, int], Party | None] = {}
+        """What was granted, as far as we know, without having been heard of, and who has released
+        it nevertheless."""
 
     def _is_free(self) -> bool:
         return self.value > 0
@@ -319,22 +325,44 @@ class SemaphoreState(TokenState):
 
     def _grant(self, ticket: Ticket) -> None:
         self.value -= 1
+        self.unheard[self._key(ticket)] = None
         super()._grant(ticket)
 
     def _take_back(self, key: tuple[Party, int]) -> None:
         super()._take_back(key)
+        self.unheard.pop(key, None)
         self.value += 1
 
     def _tell(self, op: Op, party: Party, number: int, holder: int, body: Section) -> None:
-        if op is not Op.RELEASE:
+        if op is Op.GOT:
+            self.unheard.pop((party, number), None)
+        elif op is Op.RELEASE:
+            self._release(party)
+            self.hand_on()
+        else:
             raise no_such(self, op)
+
+    def _release(self, party: Party) -> None:
         own = (key for key in self.held if key[0] is party)
         key = next(own, None) or next(iter(self.held), None)
         if key is None:
             self.value += 1
-        else:
-            self._take_back(key)
-        self.hand_on()
+            return
+        is_unheard = key in self.unheard
+        self._take_back(key)
+        if is_unheard:
+            self.unheard[key] = party
+
+    def cancel(self, party: Party, number: int) -> None:
+        if (releaser := self.unheard.get((party, number))) is not None:
+            del self.unheard[party, number]
+            self._release(releaser)
+        super().cancel(party, number)
+
+    def drop(self, party: Party) -> None:
+        for key in [key for key in self.unheard if key[0] is party]:
+            del self.unheard[key]
+        super().drop(party)
 
     def statistics(self) -> dict[str, Any]:
         return {

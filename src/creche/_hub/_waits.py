@@ -45,9 +45,13 @@ class Wait(Ticket):
         return self._wake()
 
     def fail(self, error: BaseException) -> None:
-        """Have it end in an error; whoever waits may do so, too, while the answer is on its way."""
+        """Have it end in an error."""
         self._error = error
         self.is_done = True
+        self._wake()
+
+    def interrupt(self) -> None:
+        """Have whoever waits go on without the answer: they look around, and wait again."""
         self._wake()
 
     def result(self) -> Any:
@@ -98,6 +102,12 @@ class AsyncWait(Wait):
         else:
             await give_way()
 
+    async def wait_again(self) -> None:
+        """Wait for the answer after an interruption."""
+        self._waiter = waiter_in(self._loop)
+        if not self.is_done:  # or whoever answered may have woken the one before
+            await self._waiter
+
 
 class ThreadWait(Wait):
     """Waits in a thread."""
@@ -114,12 +124,12 @@ class ThreadWait(Wait):
 
     def _wake(self) -> bool:
         if self._gate is not None:
-            with contextlib.suppress(RuntimeError):  # woken twice: see fail()
+            with contextlib.suppress(RuntimeError):  # woken twice: see interrupt()
                 self._gate.release()
         return True
 
     def wait(self, timeout: float | None) -> bool:
-        """Wait for the answer; return whether it is here."""
+        """Wait for the answer, or an interruption; return whether there was one."""
         if self._gate is None:
             return True
         if LONGEST_DEAF_WAIT is None:

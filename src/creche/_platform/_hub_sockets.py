@@ -12,6 +12,7 @@ import secrets
 import socket
 import struct
 import sys
+import time
 from dataclasses import dataclass
 
 # Children may all connect at once; the kernel has a limit of its own.
@@ -19,6 +20,9 @@ _BACKLOG = 4096
 
 # Seconds. Connecting takes microseconds, unless a thousand others are doing it.
 _CONNECT_TIMEOUT = 5.0
+
+# Seconds until the next try where so many others are connecting that there is no room to wait.
+_PAUSE = 0.005
 
 _HAS_ABSTRACT_SOCKETS = sys.platform == "linux"
 if sys.platform == "win32":
@@ -96,7 +100,7 @@ def hub_connect(address: HubAddress) -> socket.socket:
         sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     try:
         sock.settimeout(_CONNECT_TIMEOUT)
-        sock.connect(address.name or ("127.0.0.1", address.port))
+        _connect(sock, address)
         if not _is_friend(sock):
             raise PermissionError("a process of another user listens there")
         _set_up(sock)
@@ -104,6 +108,19 @@ def hub_connect(address: HubAddress) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def _connect(sock: socket.socket, address: HubAddress) -> None:
+    give_up = time.monotonic() + _CONNECT_TIMEOUT
+    while True:
+        try:
+            sock.connect(address.name or ("127.0.0.1", address.port))
+        except BlockingIOError:  # AF_UNIX with a timeout: it does not wait for a full backlog
+            if time.monotonic() >= give_up:
+                raise
+            time.sleep(_PAUSE)
+        else:
+            return
 
 
 def _set_up(sock: socket.socket) -> None:

@@ -65,10 +65,10 @@ class _Tokens(Shared):
         self._tell(Op.RELEASE)
 
     async def _acquire(self, op: Op) -> None:
-        await self._ask(op, AsyncWait())
+        raise NotImplementedError
 
     def _acquire_sync(self, op: Op, timeout: float | None) -> None:
-        self._ask_sync(op, ThreadWait(), timeout)
+        raise NotImplementedError
 
     def _release_after(self, error: BaseException | None) -> None:
         try:
@@ -205,6 +205,16 @@ class Semaphore(_Tokens):
         if initial_value < 0:
             raise ValueError(f"initial_value must be zero or more, not {initial_value}")
         super().__init__(SemaphoreState(initial_value))
+
+    async def _acquire(self, op: Op) -> None:
+        wait = AsyncWait()
+        await self._ask(op, wait)
+        self._place().tell_later(Op.GOT, wait.number)
+
+    def _acquire_sync(self, op: Op, timeout: float | None) -> None:
+        wait = ThreadWait()
+        self._ask_sync(op, wait, timeout)
+        self._place().tell_later(Op.GOT, wait.number)
 
     async def statistics(self) -> SemaphoreStatistics:
         """Ask how it is at the moment.
