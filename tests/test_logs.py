@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import os
 import signal
 import threading
@@ -170,6 +171,34 @@ async def test_handler_that_fails(collector: Collector, caplog: pytest.LogCaptur
     collector.fails = False
     await run_in_process(targets.log_all, 2, logs=True)
     assert collector.messages == expected(2)
+
+
+async def test_handler_that_fails_on_everything(collector: Collector) -> None:
+    """It also gets what creche logs of its failure."""
+    never = StopPolicy(exit_timeout=math.inf)
+    with anyio.fail_after(TIMEOUT):
+        with collector.failing_on("creche"):
+            await run_in_process(targets.log_all, 1, logs=True, stop=never)
+        await run_in_process(targets.log_all, 2000, logs=True, stop=never)
+    assert collector.messages == expected(2000)
+
+
+async def test_record_factory_that_fails(collector: Collector) -> None:
+    def fail(*args: Any, **fields: Any) -> logging.LogRecord:
+        if threading.current_thread().name.startswith("creche"):
+            raise LookupError("no request here")
+        return factory(*args, **fields)
+
+    factory = logging.getLogRecordFactory()
+    never = StopPolicy(exit_timeout=math.inf)
+    with anyio.fail_after(TIMEOUT):
+        logging.setLogRecordFactory(fail)
+        try:
+            await run_in_process(targets.log_all, 1, logs=True, stop=never)
+        finally:
+            logging.setLogRecordFactory(factory)
+        await run_in_process(targets.log_all, 2000, logs=True, stop=never)
+    assert collector.messages == expected(2000)
 
 
 async def test_slow_handler_holds_up_the_child_and_not_the_loop(collector: Collector) -> None:

@@ -9,14 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ._own_log import log_exception
 from ._parent_connection import ParentConnection
 from ._thread_queue import ThreadQueue
 from ._wire._framing import Buffer, Frame, FrameKind, Section
 from ._wire._payloads import dump, load
 from ._wire._requests import decode_number
 from ._worker_threads import WorkerThreads
-
-_logger = logging.getLogger("creche")
 
 # A child that logs faster than the parent handles the records waits for it.
 _WINDOW = 1024
@@ -151,7 +150,7 @@ class LogReceiver:
         try:
             self._handle(section)
         except BaseException:  # in the application's handlers, or its objects
-            _logger.exception("a log record of a child could not be handled")
+            log_exception("a log record of a child could not be handled")
         self._handled += 1
         if self._handled == _ACKNOWLEDGED:
             self._acknowledge(self._handled)
