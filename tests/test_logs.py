@@ -232,7 +232,7 @@ async def test_handler_that_hangs(collector: Collector, announcements: Announcem
     # What hung goes on, and is not to come to the next test.
     loggers = runtime().loggers
     with anyio.fail_after(TIMEOUT):
-        while loggers._jobs or loggers._idle < loggers._threads:
+        while len(collector.records) < 6 or loggers._jobs or loggers._idle < loggers._threads:
             await anyio.sleep(0.001)
 
 
