@@ -241,6 +241,42 @@ async def test_threads_of_a_child(collector: Collector) -> None:
     assert sorted(collector.messages) == sorted(expected(300) * 4)
 
 
+async def test_finalizers_that_log(collector: Collector) -> None:
+    with anyio.fail_after(TIMEOUT):
+        await run_in_process(targets.log_and_collect, 2000, logs=True)
+    assert [text for text in collector.messages if text != "freed"] == expected(2000)
+    assert collector.messages.count("freed") == 2000
+
+
+async def test_interruption_in_the_middle_of_a_message(collector: Collector) -> None:
+    with anyio.fail_after(TIMEOUT):
+        await run_in_process(targets.log_while_sending, 2000, logs=True)
+    assert collector.messages[::2] == expected(2000)
+    assert collector.messages[1::2] == ["interruption"] * 2000
+
+
+async def test_interruption_of_what_makes_room(collector: Collector) -> None:
+    with anyio.fail_after(TIMEOUT):
+        await run_in_process(targets.log_while_room_is_made, 5000, logs=True)
+    collected = collector.messages
+    collected.remove("interruption")
+    assert collected == expected(5000)
+
+
+async def test_child_that_can_have_no_thread(collector: Collector) -> None:
+    with anyio.fail_after(TIMEOUT):
+        assert await run_in_process(targets.log_without_threads, 5000, logs=True) == 0
+    assert collector.messages == expected(5000)
+
+
+async def test_child_that_closes_its_descriptors(collector: Collector) -> None:
+    policy = StopPolicy(exit_timeout=math.inf)
+    with anyio.fail_after(TIMEOUT), pytest.raises(ProcessDied) as raised:
+        await run_in_process(targets.log_without_descriptors, 5000, logs=True, stop=policy)
+    assert raised.value.exitcode == 7
+    assert collector.messages == expected(1)
+
+
 async def test_forks_of_a_child_send_nothing(collector: Collector) -> None:
     await run_in_process(targets.log_in_fork, logs=True)
     assert collector.messages == ["from the child"]
