@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
+from collections.abc import Iterator
 
 from support import TIMEOUT
 
@@ -27,6 +29,20 @@ class Collector(logging.Handler):
             raise LookupError("a handler that fails")
         self.records.append(record)
         self.threads.add(threading.current_thread().name)
+
+    @contextlib.contextmanager
+    def failing_on(self, *names: str) -> Iterator[None]:
+        """Raise in the block, on whatever those loggers are given."""
+        loggers = [logging.getLogger(name) for name in names]
+        self.fails = True
+        for logger in loggers:
+            logger.addHandler(self)
+        try:
+            yield
+        finally:
+            for logger in loggers:
+                logger.removeHandler(self)
+            self.fails = False
 
     @property
     def messages(self) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import gc
 import logging
 import os
 import threading
@@ -15,6 +16,7 @@ import anyio
 from support import RefusesUnpickling, announce
 
 from creche import StopRequested, from_process, in_process
+from creche._parent_connection import ParentConnection, parent_connection
 
 REQUEST_ID: contextvars.ContextVar[str] = contextvars.ContextVar("REQUEST_ID", default="none")
 
@@ -445,6 +447,91 @@ def log_before_dying(announcements: str, count: int) -> None:
     log_all(count)
     announce(announcements)
     time.sleep(1000)
+
+
+class LogsItsEnd:
+    """Can be freed by the garbage collector alone, which runs at any point of anything."""
+
+    def __init__(self) -> None:
+        self.cycle = self
+
+    def __del__(self) -> None:
+        logger.info("freed")
+
+
+def log_and_collect(count: int) -> None:
+    for index in range(count):
+        LogsItsEnd()
+        gc.set_threshold(1 + index % 50)  # so that it runs everywhere
+        logger.info("record %d", index)
+    gc.collect()
+
+
+def connection_to_parent() -> ParentConnection:
+    connection = parent_connection()
+    assert connection is not None
+    return connection
+
+
+def log_while_sending(count: int) -> None:
+    """Be interrupted in the middle of each record by what logs something."""
+    wire: Any = connection_to_parent()._wire
+    send = wire.send
+    interrupting = False
+
+    def send_interrupted(pieces: Any) -> None:
+        nonlocal interrupting
+        interrupting = not interrupting  # or there would be no end
+        if interrupting:
+            logger.info("interruption")
+        send(pieces)
+
+    wire.send = send_interrupted
+    for index in range(count):
+        logger.info("record %d", index)
+    del wire.send
+
+
+def log_while_room_is_made(count: int) -> None:
+    """Log in the thread that hears of room, when the main thread waits for that."""
+    connection = connection_to_parent()
+    room: Any = connection_handler()._room
+    heard = False
+
+    def on_frame(_frame: object) -> None:
+        nonlocal heard
+        if not heard:
+            heard = True
+            while not room.empty():
+                time.sleep(0.001)
+            logger.info("interruption")
+
+    connection.listen(on_frame)
+    log_all(count)
+
+
+def connection_handler() -> Any:
+    (handler,) = logging.getLogger().handlers
+    return handler
+
+
+def log_without_threads(count: int) -> int:
+    """Return how many listen to the parent in a process that could not have another thread."""
+
+    def fail(_thread: threading.Thread) -> NoReturn:
+        raise RuntimeError("can't start new thread")
+
+    start, threading.Thread.start = threading.Thread.start, fail  # type: ignore[method-assign]
+    log_all(count)
+    threading.Thread.start = start  # type: ignore[method-assign]
+    return len(connection_to_parent()._listeners)
+
+
+def log_without_descriptors(count: int) -> NoReturn:
+    log_all(1)
+    os.closerange(3, 4096)
+    log_all(count)
+    os._exit(7)
 
 
 def handlers() -> list[str]:

@@ -19,6 +19,7 @@ import instrument_targets as targets
 import psutil
 import pytest
 import support
+from log_collector import Collector
 from support import TIMEOUT, Announcements
 
 import creche
@@ -629,6 +630,20 @@ async def test_one_that_raises_is_dropped(
     assert f"in {hook}()" in record.getMessage()
     assert record.exc_info is not None
     assert record.exc_info[1] is error
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+async def test_one_that_raises_and_cannot_be_logged(
+    hook: str, announcements: Announcements
+) -> None:
+    broken, checker = Raises(hook, LookupError("text")), Checker()
+    with Collector().failing_on("creche"), added(broken, checker), anyio.fail_after(TIMEOUT):
+        async with open_pool(1) as pool, anyio.create_task_group() as tasks:
+            tasks.start_soon(pool.run, targets.announce_and_wait, announcements.path)
+            await announcements.get()
+            tasks.cancel_scope.cancel()
+        checker.check()
+    assert broken.told == 1
 
 
 async def test_added_and_removed_in_hooks() -> None:

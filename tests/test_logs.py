@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import os
 import signal
 import threading
@@ -172,6 +173,34 @@ async def test_handler_that_fails(collector: Collector, caplog: pytest.LogCaptur
     assert collector.messages == expected(2)
 
 
+async def test_handler_that_fails_on_everything(collector: Collector) -> None:
+    """It also gets what creche logs of its failure."""
+    never = StopPolicy(exit_timeout=math.inf)
+    with anyio.fail_after(TIMEOUT):
+        with collector.failing_on("creche"):
+            await run_in_process(targets.log_all, 1, logs=True, stop=never)
+        await run_in_process(targets.log_all, 2000, logs=True, stop=never)
+    assert collector.messages == expected(2000)
+
+
+async def test_record_factory_that_fails(collector: Collector) -> None:
+    def fail(*args: Any, **fields: Any) -> logging.LogRecord:
+        if threading.current_thread().name.startswith("creche"):
+            raise LookupError("no request here")
+        return factory(*args, **fields)
+
+    factory = logging.getLogRecordFactory()
+    never = StopPolicy(exit_timeout=math.inf)
+    with anyio.fail_after(TIMEOUT):
+        logging.setLogRecordFactory(fail)
+        try:
+            await run_in_process(targets.log_all, 1, logs=True, stop=never)
+        finally:
+            logging.setLogRecordFactory(factory)
+        await run_in_process(targets.log_all, 2000, logs=True, stop=never)
+    assert collector.messages == expected(2000)
+
+
 async def test_slow_handler_holds_up_the_child_and_not_the_loop(collector: Collector) -> None:
     """A child that logs faster than its records are handled has to wait; nobody else."""
     collector.gate = threading.Event()
@@ -203,13 +232,49 @@ async def test_handler_that_hangs(collector: Collector, announcements: Announcem
     # What hung goes on, and is not to come to the next test.
     loggers = runtime().loggers
     with anyio.fail_after(TIMEOUT):
-        while loggers._jobs or loggers._idle < loggers._threads:
+        while len(collector.records) < 6 or loggers._jobs or loggers._idle < loggers._threads:
             await anyio.sleep(0.001)
 
 
 async def test_threads_of_a_child(collector: Collector) -> None:
     await run_in_process(targets.log_from_threads, 300, logs=True)
     assert sorted(collector.messages) == sorted(expected(300) * 4)
+
+
+async def test_finalizers_that_log(collector: Collector) -> None:
+    with anyio.fail_after(TIMEOUT):
+        await run_in_process(targets.log_and_collect, 2000, logs=True)
+    assert [text for text in collector.messages if text != "freed"] == expected(2000)
+    assert collector.messages.count("freed") == 2000
+
+
+async def test_interruption_in_the_middle_of_a_message(collector: Collector) -> None:
+    with anyio.fail_after(TIMEOUT):
+        await run_in_process(targets.log_while_sending, 2000, logs=True)
+    assert collector.messages[::2] == expected(2000)
+    assert collector.messages[1::2] == ["interruption"] * 2000
+
+
+async def test_interruption_of_what_makes_room(collector: Collector) -> None:
+    with anyio.fail_after(TIMEOUT):
+        await run_in_process(targets.log_while_room_is_made, 5000, logs=True)
+    collected = collector.messages
+    collected.remove("interruption")
+    assert collected == expected(5000)
+
+
+async def test_child_that_can_have_no_thread(collector: Collector) -> None:
+    with anyio.fail_after(TIMEOUT):
+        assert await run_in_process(targets.log_without_threads, 5000, logs=True) == 0
+    assert collector.messages == expected(5000)
+
+
+async def test_child_that_closes_its_descriptors(collector: Collector) -> None:
+    policy = StopPolicy(exit_timeout=math.inf)
+    with anyio.fail_after(TIMEOUT), pytest.raises(ProcessDied) as raised:
+        await run_in_process(targets.log_without_descriptors, 5000, logs=True, stop=policy)
+    assert raised.value.exitcode == 7
+    assert collector.messages == expected(1)
 
 
 async def test_forks_of_a_child_send_nothing(collector: Collector) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -189,6 +190,40 @@ async def test_filter_that_fails_costs_its_line_alone(
     await run_in_process(targets.write, "a\nb\nc\n", stdout=LOGGER)
     assert collector.messages == ["a", "c"]
     assert "cannot log a line" in caplog.text
+
+
+async def test_record_factory_that_fails(collector: Collector) -> None:
+    """It fails on what creche logs of that, too."""
+
+    def fail(*args: Any, **fields: Any) -> logging.LogRecord:
+        if threading.current_thread().name.startswith("creche"):
+            raise LookupError("no request here")
+        return factory(*args, **fields)
+
+    factory = logging.getLogRecordFactory()
+    never = StopPolicy(exit_timeout=math.inf)
+    with anyio.fail_after(TIMEOUT):
+        logging.setLogRecordFactory(fail)
+        try:
+            await run_in_process(targets.write, "lost\n", stdout=LOGGER, stop=never)
+        finally:
+            logging.setLogRecordFactory(factory)
+        # More than may wait for its turn.
+        await run_in_process(targets.count_up, 10_000, 60, stdout=LOGGER, stop=never)
+    assert len(collector.messages) == 10_000
+
+
+async def test_filter_that_exits(collector: Collector) -> None:
+    def leave(record: logging.LogRecord) -> bool:
+        if record.getMessage() == "b":
+            raise SystemExit(3)
+        return True
+
+    LOGGER.addFilter(leave)
+    never = StopPolicy(exit_timeout=math.inf)
+    with anyio.fail_after(TIMEOUT):
+        await run_in_process(targets.write, "a\nb\nc\n", stdout=LOGGER, stop=never)
+    assert collector.messages == ["a", "c"]
 
 
 async def test_level_that_is_off(collector: Collector) -> None:

@@ -6,11 +6,12 @@ Nothing is paid for where there are none: whoever has something to tell looks at
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from collections.abc import Callable
 from typing import Any, Literal, final
+
+from ._own_log import is_ctrl_c, log_exception
 
 __all__ = [
     "Instrument",
@@ -19,8 +20,6 @@ __all__ = [
     "add_instrument",
     "remove_instrument",
 ]
-
-_logger = logging.getLogger("creche")
 
 CallStatus = Literal["ok", "error", "cancelled", "killed"]
 
@@ -132,19 +131,26 @@ class Instruments:
         interrupt = None
         for instrument, method in self._hooks.get(hook, ()):
             try:
-                method(subject)
-            except BaseException as error:
-                if isinstance(error, KeyboardInterrupt) and _in_main_thread():
-                    interrupt = error  # which is not for the instrument
-                elif self.remove(instrument):
-                    _logger.exception(
-                        "the instrument %r has raised an exception in %s(), and is told nothing"
-                        " more",
-                        instrument,
-                        hook,
-                    )
+                self._call(hook, instrument, method, subject)
+            except KeyboardInterrupt as error:
+                interrupt = error
         if interrupt is not None:
             raise interrupt
+
+    def _call(
+        self, hook: str, instrument: Instrument, method: Callable[[Any], None], subject: Any
+    ) -> None:
+        try:
+            method(subject)
+        except BaseException as error:
+            if is_ctrl_c(error):  # which is not for the instrument
+                raise
+            if self.remove(instrument):
+                log_exception(
+                    "the instrument %r has raised an exception in %s(), and is told nothing more",
+                    instrument,
+                    hook,
+                )
 
     def forget(self) -> None:
         """In a fork of this process: what there was is the parent's."""
@@ -163,10 +169,6 @@ class Instruments:
 def _overrides(instrument: Instrument, hook: str) -> bool:
     in_class = getattr(type(instrument), hook) is not getattr(Instrument, hook)
     return in_class or hook in getattr(instrument, "__dict__", ())
-
-
-def _in_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()
 
 
 instruments = Instruments()

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import pickle
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Any
 
+from ._own_log import log_exception
 from ._parent_connection import ParentConnection
 from ._thread_queue import ThreadQueue
 from ._wire._framing import Buffer, Frame, FrameKind, Section
 from ._wire._payloads import dump, load
 from ._wire._requests import decode_number
 from ._worker_threads import WorkerThreads
-
-_logger = logging.getLogger("creche")
 
 # A child that logs faster than the parent handles the records waits for it.
 _WINDOW = 1024
@@ -82,13 +83,33 @@ def forward_logs(settings: LogSettings, connection: ParentConnection) -> None:
 
 
 class ParentHandler(logging.Handler):
-    """Sends records to the parent, as long as it handles them as fast as they come."""
+    """Sends records to the parent, as long as it handles them as fast as they come.
+
+    Finalizers and signal handlers log, too, and interrupt any thread in the middle of this. So
+    nothing in here waits for what the thread that was interrupted may hold.
+    """
 
     def __init__(self, connection: ParentConnection) -> None:
         super().__init__()
         self._connection = connection
-        self._room = threading.Semaphore(_WINDOW)
-        self._sent = 0
+        # Has something in it for each record that may be sent. (A semaphore is not reentrant.)
+        self._room: SimpleQueue[None] = SimpleQueue()
+        self._unpaid: list[None] = []  # for each record that was sent without waiting for room
+        self._make_room(_WINDOW)
+        self._numbers = itertools.count(1)
+        self._emitting: set[int] = set()  # threads
+        self._unlimited = False
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Do what others do, but without their lock.
+
+        A thread that waits for room would hold it; and where the one that is to hear of room wants
+        to log something, it would wait for that lock.
+        """
+        kept: Any = self.filter(record)  # since Python 3.12 a filter may give another record
+        if kept:
+            self.emit(kept if isinstance(kept, logging.LogRecord) else record)
+        return bool(kept)
 
     def emit(self, record: logging.LogRecord) -> None:
         if self._connection.pid != record.process:  # a fork, which has no connection
@@ -98,17 +119,51 @@ class ParentHandler(logging.Handler):
         except Exception:
             self.handleError(record)
             return
-        self._sent += 1
-        if self._sent == _WINDOW // 2:
-            self._connection.listen(self._on_frame)
-        self._room.acquire()
-        self._connection.send((FrameKind.LOG, [section]))
+        thread = threading.get_ident()
+        if thread in self._emitting or self._connection.listens_here:
+            if not self._unlimited:
+                self._unpaid.append(None)
+            self._send(section)
+            return
+        try:
+            self._emitting.add(thread)
+            if not self._unlimited:
+                self._wait_for_room()
+            self._send(section)
+        finally:
+            self._emitting.discard(thread)
+
+    def _send(self, section: Section) -> None:
+        if not self._connection.send((FrameKind.LOG, [section])):
+            self._lift_limit()
+
+    def _wait_for_room(self) -> None:
+        if next(self._numbers) == _WINDOW // 2:
+            try:
+                self._connection.listen(self._on_frame)
+            except RuntimeError:  # no thread to be had
+                self._lift_limit()
+        self._room.get()
 
     def _on_frame(self, frame: Frame | None) -> None:
-        if frame is None:  # nobody will say any more that there is room
-            self._room.release(_WINDOW)
+        if frame is None:
+            self._lift_limit()
         elif frame.kind is FrameKind.LOGGED:
-            self._room.release(decode_number(frame.sections[0]))
+            handled = decode_number(frame.sections[0])
+            while handled and self._unpaid:
+                self._unpaid.pop()
+                handled -= 1
+            self._make_room(handled)
+
+    def _make_room(self, count: int) -> None:
+        for _ in range(count):
+            self._room.put(None)
+
+    def _lift_limit(self) -> None:
+        """Nobody will say any more that there is room."""
+        if not self._unlimited:
+            self._unlimited = True
+            self._make_room(_WINDOW)  # for those that wait
 
 
 class LogReceiver:
@@ -151,7 +206,7 @@ class LogReceiver:
         try:
             self._handle(section)
         except BaseException:  # in the application's handlers, or its objects
-            _logger.exception("a log record of a child could not be handled")
+            log_exception("a log record of a child could not be handled")
         self._handled += 1
         if self._handled == _ACKNOWLEDGED:
             self._acknowledge(self._handled)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable
 
 from ._output_lines import LineSplitter
+from ._own_log import log_exception
 from ._thread_queue import ThreadQueue
 from ._worker_threads import WorkerThreads
-
-_logger = logging.getLogger("creche")
 
 # Bytes that wait for their turn. What a process writes beyond that stays in its pipe, and then it
 # waits.
@@ -91,15 +89,16 @@ class LineLogger:
 
     def _log(self, chunk: bytes | None) -> None:
         lines = self._splitter.finish() if chunk is None else self._splitter.feed(chunk)
-        logger, level = self._logger, self._level
-        if not logger.isEnabledFor(level):
-            return
         for line in lines:
+            try:
+                self._log_line(line)
+            except BaseException:  # in the application's record factory, filters or handlers
+                log_exception("cannot log a line of the output of %r", self._name)
+
+    def _log_line(self, line: str) -> None:
+        logger, level = self._logger, self._level
+        if logger.isEnabledFor(level):
             record = logger.makeRecord(logger.name, level, f"<{self._source}>", 0, line, (), None)
             record.process = self._pid
             record.processName = self._name
-            try:
-                logger.handle(record)
-            except Exception:  # a filter of the application's; handlers report their own errors
-                with contextlib.suppress(Exception):
-                    _logger.exception("cannot log a line of the output of %r", self._name)
+            logger.handle(record)

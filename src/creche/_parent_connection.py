@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -44,25 +45,52 @@ class ParentConnection:
         self.send_progress: Callable[[Section], object] = self._send_progress
         self._wire = wire
         self._frames = FrameReader()
-        self._sending = threading.Lock()
+        # Reentrant: a finalizer or a signal handler that logs interrupts whatever a thread does.
+        self._sending = threading.RLock()
+        self._in_frame = False
+        self._postponed: deque[Message] = deque()
         self._said_started = False
         self._cut_off = False
         self._listeners: list[Callable[[Frame | None], object]] = []
+        self._reading = threading.Lock()
+        self._reader: threading.Thread | None = None
 
     def send(self, message: Message) -> bool:
-        """Send a message; return whether there was a connection to send it over."""
+        """Send a message; return whether there was a connection to send it over.
+
+        One that comes while this thread is in the middle of another is sent after that.
+        """
         # A request to stop must not strike in the middle of a frame.
         with self.stop.deferring(), self._sending:
-            if self._cut_off:
-                return False
-            try:
-                self._wire.send(pack(*message))
-            except OSError:  # the parent is gone, or the function closed every descriptor
-                return False
-            except BaseException:
-                self._cut_off = True
-                raise
+            if self._in_frame:
+                self._postponed.append(message)
+                return not self._cut_off
+            sent = self._send_frame(message)
+            self._send_postponed()
+        return sent
+
+    def _send_frame(self, message: Message) -> bool:
+        if self._cut_off:
+            return False
+        try:
+            self._in_frame = True
+            self._wire.send(pack(*message))
+        except OSError:  # the parent is gone, or the function closed every descriptor
+            return False
+        except BaseException:
+            self._cut_off = True
+            raise
+        finally:
+            self._in_frame = False
         return True
+
+    def _send_postponed(self) -> None:
+        while self._postponed:
+            try:
+                message = self._postponed.popleft()
+            except IndexError:  # interrupted by one that was not postponed, and sent the others
+                return
+            self._send_frame(message)
 
     def _send_progress(self, section: Section) -> None:
         self.send((FrameKind.PROGRESS, [section]))
@@ -88,17 +116,45 @@ class ParentConnection:
         raise EOFError("the parent closed the connection")
 
     def open_line(self) -> socket.socket | None:
-        """Open a socket to the parent's event loop; ``None`` where there is no such thing."""
+        """Open a socket to the parent's event loop; ``None`` where there is no such thing.
+
+        :raises ProcessStateError: if this thread is in the middle of sending something
+        """
         with self.stop.deferring(), self._sending:
-            return self._wire.open_line(b"".join(pack(FrameKind.LINE)))
+            if self._in_frame:
+                raise ProcessStateError(
+                    "a finalizer cannot ask the parent while something is being sent to it"
+                )
+            try:
+                self._in_frame = True
+                line = self._wire.open_line(b"".join(pack(FrameKind.LINE)))
+            finally:
+                self._in_frame = False
+            self._send_postponed()
+        return line
 
     def listen(self, on_frame: Callable[[Frame | None], object]) -> None:
-        """Have ``on_frame`` called, in a thread, with what the parent says; ``None`` at the end."""
-        with self._sending:
-            self._listeners.append(on_frame)
-            if len(self._listeners) > 1:
-                return
-        threading.Thread(target=self._read, name="creche-replies", daemon=True).start()
+        """Have ``on_frame`` called, in a thread, with what the parent says; ``None`` at the end.
+
+        :raises RuntimeError: if the system has no threads left
+        """
+        self._listeners.append(on_frame)
+        if not self._reading.acquire(
+            blocking=False
+        ):  # there is one, or this has interrupted itself
+            return
+        self._reader = threading.Thread(target=self._read, name="creche-replies", daemon=True)
+        try:
+            self._reader.start()
+        except RuntimeError:
+            self._listeners.remove(on_frame)
+            self._reading.release()
+            raise
+
+    @property
+    def listens_here(self) -> bool:
+        """Whether the caller is the thread that calls those who listen."""
+        return self._reader is not None and self._reader.ident == threading.get_ident()
 
     def _read(self) -> None:
         try:

@@ -5,12 +5,11 @@ Starting is serial anyway: ``multiprocessing``'s bookkeeping is not made for mor
 
 from __future__ import annotations
 
-import logging
 import queue
 import threading
 from collections.abc import Callable
 
-_logger = logging.getLogger("creche")
+from ._own_log import log_exception
 
 
 class Starter:
@@ -35,7 +34,7 @@ class Starter:
             try:
                 job()
             except BaseException:
-                _logger.exception("a start failed in a way of its own; please report this")
+                log_exception("a start failed in a way of its own; please report this")
             del job  # an idle thread keeps nothing alive
 
 

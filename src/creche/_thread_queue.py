@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from ._own_log import log_exception
 from ._worker_threads import WorkerThreads
 
 T = TypeVar("T")
@@ -18,7 +19,7 @@ class ThreadQueue(Generic[T]):
 
     :param threads: where; one thread, so that everything is done in order
     :param call_soon: calls in the watcher
-    :param handle: handles an item, in the thread; may not raise
+    :param handle: handles an item, in the thread; deals with its own errors
     :param on_handled: called in the watcher with items that have been handled
     :param on_idle: called there when nothing is left
     """
@@ -51,14 +52,22 @@ class ThreadQueue(Generic[T]):
         items, self._waiting = self._waiting, deque()
 
         def work() -> None:
-            for item in items:
-                self._handle(item)
-            self._call_soon(lambda: self._worked(items))
+            try:
+                for item in items:
+                    self._handle_one(item)
+            finally:  # or the queue would be busy for ever
+                self._call_soon(lambda: self._worked(items))
 
         try:
             self._threads.submit(work)
         except RuntimeError:  # no thread, and none to be had
             work()
+
+    def _handle_one(self, item: T) -> None:
+        try:
+            self._handle(item)
+        except BaseException:  # which must not cost the items after it
+            log_exception("creche could not deal with what a process has said; please report this")
 
     def _worked(self, items: deque[T]) -> None:
         self._on_handled(items)

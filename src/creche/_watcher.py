@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import logging
 import math
 import threading
 import time
@@ -17,9 +16,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from ._own_log import log_exception
 from ._platform import Poller, SelectorPoller
-
-_logger = logging.getLogger("creche")
 
 # Seconds. epoll_wait(2) takes milliseconds in an int: a timer in a month is too far for it.
 _LONGEST_WAIT = 3600.0
@@ -78,7 +76,7 @@ class Watcher:
                 self._run_timers()
             except BaseException:
                 # Every other process of the application depends on this thread.
-                _logger.exception("creche's watcher caught an error; please report this")
+                log_exception("creche's watcher caught an error; please report this")
 
     def _run_calls(self) -> None:
         for _ in range(len(self._calls)):

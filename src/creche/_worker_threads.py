@@ -6,12 +6,11 @@ and a thread of theirs that hangs holds up the end of the interpreter.
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import deque
 from collections.abc import Callable
 
-_logger = logging.getLogger("creche")
+from ._own_log import log_exception
 
 
 class Job:
@@ -95,7 +94,7 @@ class WorkerThreads:
             try:
                 job.run()
             except BaseException:
-                _logger.exception("a job of creche's own failed; please report this")
+                log_exception("a job of creche's own failed; please report this")
             with self._condition:
                 job.running = False
                 if job.abandoned:  # it did end: the thread in its place is one too many

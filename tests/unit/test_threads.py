@@ -7,20 +7,34 @@ import math
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from queue import SimpleQueue
 
 import anyio
 import anyio.to_thread
 import pytest
+from log_collector import Collector
 from support import TIMEOUT
 
 from creche._errors import ProcessStateError
 from creche._lifecycle import Event, ProcessState, next_state
 from creche._loops import Latch, current_loop
+from creche._own_log import log_exception
 from creche._platform._selector_poller import SelectorPoller
 from creche._runtime import runtime
+from creche._starter import Starter
+from creche._thread_queue import ThreadQueue
 from creche._watcher import Watcher
 from creche._worker_threads import WorkerThreads
+
+
+@pytest.fixture
+def broken_log() -> Iterator[Collector]:
+    """A handler that fails on whatever creche logs."""
+    collector = Collector()
+    with collector.failing_on("creche"):
+        yield collector
 
 
 @pytest.mark.anyio
@@ -115,6 +129,48 @@ def test_worker_survives_a_job_that_fails(caplog: pytest.LogCaptureFixture) -> N
         workers.submit(finished.set)
         assert finished.wait(TIMEOUT)
     assert "a job of creche's own failed" in caplog.text
+
+
+def test_worker_survives_a_job_whose_failure_cannot_be_logged(broken_log: Collector) -> None:
+    workers = WorkerThreads("unlogged-worker", limit=1)
+    finished = threading.Event()
+
+    def fail() -> None:
+        raise LookupError("oh")
+
+    workers.submit(fail)
+    workers.submit(finished.set)
+    assert finished.wait(TIMEOUT)
+
+
+@pytest.mark.parametrize("error", [LookupError("oh"), SystemExit(3)], ids=repr)
+def test_item_that_fails_costs_itself_alone(broken_log: Collector, error: BaseException) -> None:
+    done: list[int] = []
+    idle = threading.Event()
+    running, release = threading.Event(), threading.Event()
+
+    def handle(number: int) -> None:
+        if number == 2:
+            raise error
+        done.append(number)
+
+    def on_handled(numbers: deque[int]) -> None:
+        handled.extend(numbers)
+
+    handled: list[int] = []
+    workers = WorkerThreads("queue-worker", limit=1)
+    workers.submit(lambda: (running.set(), release.wait(TIMEOUT)))
+    assert running.wait(TIMEOUT)
+    calls: SimpleQueue[Callable[[], None]] = SimpleQueue()
+    queue = ThreadQueue(workers, calls.put, handle, on_handled, idle.set)
+    for number in range(4):
+        queue.add(number)
+    release.set()
+    while not idle.is_set():
+        calls.get(timeout=TIMEOUT)()
+    assert not queue.busy
+    assert handled == [0, 1, 2, 3]
+    assert done == [0, 1, 3]
 
 
 def threads_of(name: str) -> list[threading.Thread]:
@@ -215,6 +271,45 @@ def test_watcher_survives_a_callback_that_fails(
         watcher.call_soon(finished.set)
         assert finished.wait(TIMEOUT)
     assert "LookupError: oh" in caplog.text
+
+
+def test_watcher_survives_a_failure_that_cannot_be_logged(
+    watcher: Watcher, broken_log: Collector
+) -> None:
+    finished = threading.Event()
+
+    def fail() -> None:
+        raise LookupError("oh")
+
+    watcher.call_soon(fail)
+    watcher.call_soon(finished.set)
+    assert finished.wait(TIMEOUT)
+
+
+def test_starter_survives_a_failure_that_cannot_be_logged(broken_log: Collector) -> None:
+    starter = Starter()
+    finished = threading.Event()
+
+    def fail() -> None:
+        raise LookupError("oh")
+
+    starter.submit(fail)
+    starter.submit(finished.set)
+    assert finished.wait(TIMEOUT)
+
+
+def test_ctrl_c_is_not_dropped_with_what_handlers_raise() -> None:
+    class Struck(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise KeyboardInterrupt
+
+    logger, handler = logging.getLogger("creche"), Struck()
+    logger.addHandler(handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            log_exception("text")
+    finally:
+        logger.removeHandler(handler)
 
 
 @pytest.fixture
