@@ -348,6 +348,11 @@ def report_step_by_step(gate: str, count: int) -> None:
             from_process.report(index + 0.5)
 
 
+def report_then_wait(count: int) -> None:
+    report_all(count)
+    time.sleep(60)
+
+
 def report_and_die(count: int) -> None:
     report_all(count)
     os._exit(3)

@@ -533,6 +533,17 @@ async def test_progress_of_a_process_that_never_starts() -> None:
     assert [progress async for progress in process.progress] == []
 
 
+async def test_progress_of_a_process_that_is_called_off() -> None:
+    async with open_nursery(limiter=anyio.CapacityLimiter(1)) as nursery:
+        first = nursery.start_soon(targets.report_then_wait, 1)
+        async for _ in first.progress:
+            break  # it has the limiter
+        waiting = nursery.start_soon(targets.report_all, 1)
+        nursery.cancel_scope.cancel()
+    with anyio.fail_after(TIMEOUT):
+        assert [progress async for progress in waiting.progress] == []
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

@@ -256,6 +256,8 @@ async def test_stuck(announcements: Announcements, monkeypatch: pytest.MonkeyPat
             with pytest.raises(creche.ProcessStuckError, match=f"pid {pid}.* after it was sent"):
                 await stop()
         assert process.is_alive()
+        with anyio.fail_after(TIMEOUT):  # nobody goes on waiting for what it may yet report
+            assert [progress async for progress in process.progress] == []
     os.kill(pid, signal.SIGKILL)
     assert await process.join() == -signal.SIGKILL  # reaped whenever it goes
 

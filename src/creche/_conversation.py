@@ -104,7 +104,6 @@ class Conversation:
 
     def close(self) -> None:
         """The process has ended."""
-        self.progress._end()
         self._wire = None
         if self._requests is not None:
             self._requests.close()

@@ -66,6 +66,7 @@ class ProcessHandle(ProcessLife):
         self.on_forget: Callable[[], object] | None = None
         self.output = OutputCapture(None, None) if output is None else output
         self.gone.tell(self.output.end_streams, None)
+        self.gone.tell(conversation.progress._end, None)
         self._call = call
         self._maybe_runtime: Runtime | None = None
         self._popen: Any = None
