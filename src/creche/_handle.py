@@ -285,10 +285,13 @@ class ProcessHandle(ProcessLife):
             self._expect_unpickled(policy)
         elif self._stopper is not None:
             self._stopper.stop(policy)
-        elif self._stop_when_launched is None:
-            self._stop_when_launched = policy
+        else:
+            asked = self._stop_when_launched
+            if asked is None or policy.grace < asked.grace:
+                self._stop_when_launched = policy  # whoever asks again can only shorten it
             # Whoever starts it may hang: a fork server that was stopped, say.
-            self._call_later(policy.grace + policy.kill_timeout, self._give_up)
+            seconds = policy.grace + policy.kill_timeout
+            self._call_later(seconds, lambda: self._give_up_start(policy))
 
     def _expect_end(self, seconds: float) -> None:
         if not self.finished.is_set():
@@ -304,10 +307,20 @@ class ProcessHandle(ProcessLife):
 
     def _give_up(self) -> None:
         self.stuck = True
-        if self._popen is None:
-            # The thread that starts processes hangs, and with it all who come after this one.
-            abort_start(self.method)
+        self.start_hung = False
         self.gone.set()
+
+    def _give_up_start(self, policy: StopPolicy) -> None:
+        if self._stopper is not None:
+            # It came through after all, so late that there is no grace left. (If the process has
+            # ended by now, or was killed, this does nothing.)
+            self._stopper.kill(policy)
+        elif not self.gone.is_set():
+            self.stuck = self.start_hung = True
+            if self._popen is None:
+                # The thread that starts processes hangs, and with it all who come after this one.
+                abort_start(self.method)
+            self.gone.set()
 
     def _expect_unpickled(self, policy: StopPolicy) -> None:
         """The process is gone. Do not wait for ever for an object that blocks its unpickling."""
