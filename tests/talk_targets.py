@@ -402,6 +402,11 @@ async def log_async(count: int) -> None:
         await anyio.sleep(0)
 
 
+def log_and_die(count: int) -> None:
+    log_all(count)
+    os._exit(3)
+
+
 def log_levels() -> bool:
     logger.debug("debug")
     logger.info("info")

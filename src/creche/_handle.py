@@ -270,7 +270,10 @@ class ProcessHandle(ProcessLife):
 
     def _on_timeout(self) -> None:
         # An outcome that came in time counts, but exiting and unpickling must not take for ever.
-        self._timed_out = self._inbox is None or not self._inbox.has_outcome
+        # So does a death, while something that the process has said is still being handled.
+        self._timed_out = self.exitcode is None and (
+            self._inbox is None or not self._inbox.has_outcome
+        )
         self._stop(self.policy)
 
     def _stop(self, policy: StopPolicy) -> None:
