@@ -578,12 +578,12 @@ def _to_attack() -> list[int]:
     ]
 
 
-def write_garbage() -> str:
+def write_garbage(data: bytes = b"\xff garbage \x00\n" * 100) -> str:
     """Write to everything inherited that somebody else may read from."""
     for descriptor in _to_attack():
         with contextlib.suppress(OSError):
             os.set_blocking(descriptor, False)
-            os.write(descriptor, b"\xff garbage \x00\n" * 100)
+            os.write(descriptor, data)
     return "garbage was written"
 
 

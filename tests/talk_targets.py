@@ -350,6 +350,11 @@ def report_step_by_step(gate: str, count: int) -> None:
             from_process.report(index + 0.5)
 
 
+def report_then_wait(count: int) -> None:
+    report_all(count)
+    time.sleep(60)
+
+
 def report_and_die(count: int) -> None:
     report_all(count)
     os._exit(3)
@@ -397,6 +402,11 @@ async def log_async(count: int) -> None:
     for index in range(count):
         logger.info("record %d", index)
         await anyio.sleep(0)
+
+
+def log_and_die(count: int) -> None:
+    log_all(count)
+    os._exit(3)
 
 
 def log_levels() -> bool:

@@ -22,6 +22,7 @@ from support import (
     make_lambda,
     open_descriptors,
     payload,
+    write_garbage,
 )
 
 import creche
@@ -42,6 +43,7 @@ from creche import (
     run_in_process,
 )
 from creche._platform._posix_wire import ChildWire
+from creche._wire._framing import FrameKind, Section, pack
 
 pytestmark = pytest.mark.anyio
 
@@ -533,6 +535,17 @@ async def test_progress_of_a_process_that_never_starts() -> None:
     assert [progress async for progress in process.progress] == []
 
 
+async def test_progress_of_a_process_that_is_called_off() -> None:
+    async with open_nursery(limiter=anyio.CapacityLimiter(1)) as nursery:
+        first = nursery.start_soon(targets.report_then_wait, 1)
+        async for _ in first.progress:
+            break  # it has the limiter
+        waiting = nursery.start_soon(targets.report_all, 1)
+        nursery.cancel_scope.cancel()
+    with anyio.fail_after(TIMEOUT):
+        assert [progress async for progress in waiting.progress] == []
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -574,3 +587,25 @@ def _start_then_ask() -> None:
 def test_public_names() -> None:
     assert from_process.CurrentProcess.__module__ == "creche.from_process"
     assert creche.ProgressFeed.__module__ == "creche"
+
+
+# --- garbage --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "sections"),
+    [
+        (FrameKind.PROGRESS, [[b"5"]]),
+        (FrameKind.PROGRESS, [[b"[" * 100_000]]),
+        (FrameKind.PROGRESS, []),
+        (FrameKind.REQUEST, []),
+        (FrameKind.LOG, []),
+    ],
+)
+async def test_broken_frame(kind: FrameKind, sections: list[Section]) -> None:
+    data = b"".join(pack(kind, sections))
+    with (
+        anyio.fail_after(TIMEOUT),
+        pytest.raises(SerializationError, match="wrote to creche's connection"),
+    ):
+        await run_in_process(write_garbage, data, logs=True)

@@ -28,6 +28,7 @@ from creche import (
     open_stream,
     run_in_process,
 )
+from creche._loops import Latch
 from creche._runtime import runtime
 
 pytestmark = pytest.mark.anyio
@@ -300,3 +301,39 @@ async def test_wrong_target(logs: Any) -> None:
         in_process(logs=logs)
     with pytest.raises(TypeError, match="logs must be"):
         open_stream(targets.log_and_yield, logs=logs)
+
+
+async def test_timeout_of_a_process_that_has_died() -> None:
+    """Its records are still being handled, but that is not what the timeout is about."""
+    handling, go_on = threading.Event(), threading.Event()
+
+    class Slow(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            handling.set()
+            assert go_on.wait(TIMEOUT)
+
+    logger = logging.Logger("slow")
+    logger.addHandler(Slow())
+    process = AsyncProcess(
+        target=targets.log_and_die,
+        args=(1,),
+        logs=logger,
+        timeout=TIMEOUT,
+        stop=StopPolicy(exit_timeout=TIMEOUT, kill_timeout=TIMEOUT),
+    )
+    handle, watcher = process._handle, runtime().watcher
+    with anyio.fail_after(TIMEOUT):
+        await process.start()
+        try:
+            await support.until(lambda: handle.exitcode is not None and handling.is_set())
+            late = Latch()
+            watcher.call_soon(handle._on_timeout)
+            watcher.call_soon(lambda: handle._give_up_start(handle.policy))
+            watcher.call_soon(late.set)
+            await late.wait()
+            assert not handle.gone.is_set()
+        finally:
+            go_on.set()
+        with pytest.raises(ProcessDied) as caught:
+            await process
+    assert caught.value.exitcode == 3

@@ -11,6 +11,7 @@ import itertools
 import os
 import random
 import signal
+import socket
 import threading
 import time
 from collections import Counter
@@ -677,3 +678,27 @@ def test_no_descriptors_for_plain_processes(program: Program, start: str) -> Non
     assert {number for number in counts if number >= 100} == set(range(100, 116))
     # One whose end nobody could have heard of may have begun before it was killed.
     assert {number for number in counts if 0 <= number < 100} >= set(succeeded)
+
+
+def test_server_that_is_being_reaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread may ask for it, or signal it, at any moment."""
+    server = _server_process.ServerProcess.__new__(_server_process.ServerProcess)
+    server._killed = server._reaped = False
+    server.sock, other_end = socket.socketpair()
+    other_end.close()
+    server.pid = os.posix_spawn("/bin/sleep", ["sleep", "60"], os.environ, setpgroup=0)
+    server._pidfd = os.pidfd_open(server.pid)
+    close = os.close
+    ended: list[bool] = []
+
+    def close_and_look(descriptor: int) -> None:
+        close(descriptor)
+        if descriptor == server._pidfd and not ended:
+            server.signal(signal.SIGCONT)
+            ended.append(server.has_ended())
+
+    monkeypatch.setattr(os, "close", close_and_look)
+    server.reap()
+    assert ended == [True]
+    with pytest.raises(ChildProcessError):
+        os.waitpid(server.pid, 0)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
+import threading
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,11 @@ from creche import (
     ProcessStuckError,
     ProcessTimeout,
     StopPolicy,
+    open_nursery,
     run_in_process,
 )
+from creche._loops import Latch
+from creche._runtime import runtime
 from creche._start_methods import _fork_server
 from creche._start_methods._server._servers import server_for
 
@@ -737,3 +742,91 @@ def test_reaped_by_somebody_else(program: Program, start_method: str, anyio_back
         anyio.run(main, sys.argv[1], backend=sys.argv[2])
     """
     check_output(program.run(program.write(text), start_method, anyio_backend), "done")
+
+
+# --- a start that hangs ---------------------------------------------------------------------------
+
+
+class HangingStart:
+    """An argument that is pickled when the test lets it be."""
+
+    def __init__(self) -> None:
+        self.begun = Latch()
+        self.go_on = threading.Event()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        self.begun.set()
+        assert self.go_on.wait(TIMEOUT)
+        return int, ()
+
+
+@pytest.fixture
+def hanging() -> Iterator[HangingStart]:
+    argument = HangingStart()
+    yield argument
+    argument.go_on.set()
+
+
+async def test_kill_while_a_patient_stop_waits_for_the_start(hanging: HangingStart) -> None:
+    process = AsyncProcess(
+        target=print,
+        args=(hanging,),
+        start_method="spawn",  # of which nothing is killed because it hangs
+        stop=StopPolicy(grace=math.inf, kill_timeout=0.01),
+    )
+
+    async def start() -> None:
+        with pytest.raises(ProcessStuckError, match="still being started"):
+            await process.start()
+
+    with anyio.fail_after(TIMEOUT):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(start)
+            await hanging.begun.wait()
+            process._handle.stop(process._handle.policy)
+            with pytest.raises(ProcessStuckError, match="still being started"):
+                await process.kill()
+        hanging.go_on.set()
+        assert await process.join() == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("how", ["start", "block"])
+async def test_timeout_of_a_start_that_hangs(hanging: HangingStart, how: str) -> None:
+    process = AsyncProcess(
+        target=print, args=(hanging,), start_method="spawn", timeout=0.01, stop=BRIEF
+    )
+    with anyio.fail_after(TIMEOUT):
+        with pytest.raises(ProcessTimeout, match="could not be started within its timeout"):
+            await (process.start() if how == "start" else process.__aenter__())
+        hanging.go_on.set()
+        await process.join()
+    assert isinstance(process.exception, ProcessTimeout)
+
+
+async def test_timeout_of_a_start_that_hangs_in_a_nursery(hanging: HangingStart) -> None:
+    with anyio.fail_after(TIMEOUT):
+        async with open_nursery(start_method="spawn", stop=BRIEF) as nursery:
+            with pytest.raises(ProcessTimeout, match="could not be started within its timeout"):
+                await nursery.start(print, hanging, timeout=0.01)
+            (handle,) = runtime().live
+        hanging.go_on.set()
+        await handle.gone.wait()
+        await support.until(lambda: handle not in runtime().live)
+
+
+async def test_start_that_comes_through_when_it_is_about_to_be_given_up(
+    announcements: Announcements,
+) -> None:
+    """The process is killed then, instead of being called stuck."""
+    process = AsyncProcess(
+        target=support.ignore_sigterm,
+        args=(announcements.path,),
+        stop=StopPolicy(grace=TIMEOUT),
+    )
+    handle = process._handle
+    with anyio.fail_after(TIMEOUT):
+        await process.start()
+        await announcements.get()
+        handle.stop(handle.policy)
+        runtime().watcher.call_soon(lambda: handle._give_up_start(handle.policy))
+        assert await process.terminate() == -signal.SIGKILL

@@ -17,7 +17,7 @@ from support import TIMEOUT, Announcements, announce
 
 import creche
 from creche import AsyncProcess, StopPolicy, StopRequested
-from creche._stopping import Stopper
+from creche._stopping import StoppableChild, Stopper
 from creche._watcher import Timer
 
 pytestmark = pytest.mark.anyio
@@ -256,6 +256,8 @@ async def test_stuck(announcements: Announcements, monkeypatch: pytest.MonkeyPat
             with pytest.raises(creche.ProcessStuckError, match=f"pid {pid}.* after it was sent"):
                 await stop()
         assert process.is_alive()
+        with anyio.fail_after(TIMEOUT):  # nobody goes on waiting for what it may yet report
+            assert [progress async for progress in process.progress] == []
     os.kill(pid, signal.SIGKILL)
     assert await process.join() == -signal.SIGKILL  # reaped whenever it goes
 
@@ -333,6 +335,62 @@ def test_stopper_of_a_process_that_goes() -> None:
     stopper.close()
     watcher.advance(100)
     assert target.calls == ["asked"]
+
+
+class FailingTarget(FakeTarget):
+    """Cannot be signalled."""
+
+    def ask_to_stop(self) -> None:
+        super().ask_to_stop()
+        raise PermissionError
+
+    def nudge(self) -> None:
+        super().nudge()
+        raise PermissionError
+
+    def kill(self, *, group: bool) -> None:
+        super().kill(group=group)
+        raise PermissionError
+
+
+def test_stopper_goes_on_whatever_becomes_of_its_signals() -> None:
+    target, watcher = FailingTarget(), FakeWatcher()
+    stopper = Stopper(watcher, target, lambda: target.calls.append("stuck"))  # type: ignore[arg-type]
+    with pytest.raises(PermissionError):
+        stopper.stop(StopPolicy(grace=0.05, kill_timeout=3))
+    with pytest.raises(PermissionError):
+        watcher.advance(0.04)
+    with pytest.raises(PermissionError):
+        watcher.advance(0.04)
+    assert target.calls == ["asked", "nudged", ("killed", True)]
+    watcher.advance(3)
+    assert target.calls[3:] == ["stuck"]
+    assert watcher.pending() == []
+
+
+def test_child_that_may_not_be_signalled() -> None:
+    """It has become another user's, say."""
+    target, watcher = FailingTarget(), FakeWatcher()
+    child = StoppableChild(target, None)
+    stopper = Stopper(watcher, child, lambda: target.calls.append("stuck"))  # type: ignore[arg-type]
+    stopper.stop(StopPolicy(grace=0.05, kill_timeout=3))
+    watcher.advance(5)
+    assert target.calls == ["asked", "nudged", ("killed", True), "stuck"]
+
+
+@pytest.mark.parametrize("how", ["terminate", "kill"])
+async def test_no_descriptor_left(how: str, announcements: Announcements) -> None:
+    process = AsyncProcess(
+        target=targets.wait_for_ever,
+        args=(announcements.path,),
+        start_method="forkserver",
+        stop=PATIENT,
+    )
+    async with process:
+        await announcements.get()
+        with anyio.fail_after(TIMEOUT), support.descriptors_left(0):
+            exitcode = await getattr(process, how)()
+        assert exitcode == -(signal.SIGTERM if how == "terminate" else signal.SIGKILL)
 
 
 @pytest.mark.parametrize("method", ["creche", "forkserver", "spawn"])

@@ -84,6 +84,14 @@ class Conversation:
 
         :raises BadFrameError: if something is wrong with it
         """
+        try:
+            return self._receive(frame)
+        except BadFrameError:
+            raise
+        except Exception as error:  # a frame without sections, say
+            raise BadFrameError(f"a broken frame of kind {frame.kind.name}") from error
+
+    def _receive(self, frame: Frame) -> bool:
         assert self._requests is not None
         match frame.kind:
             case FrameKind.LINE:
@@ -104,7 +112,6 @@ class Conversation:
 
     def close(self) -> None:
         """The process has ended."""
-        self.progress._end()
         self._wire = None
         if self._requests is not None:
             self._requests.close()

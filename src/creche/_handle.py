@@ -66,6 +66,7 @@ class ProcessHandle(ProcessLife):
         self.on_forget: Callable[[], object] | None = None
         self.output = OutputCapture(None, None) if output is None else output
         self.gone.tell(self.output.end_streams, None)
+        self.gone.tell(conversation.progress._end, None)
         self._call = call
         self._maybe_runtime: Runtime | None = None
         self._popen: Any = None
@@ -269,7 +270,10 @@ class ProcessHandle(ProcessLife):
 
     def _on_timeout(self) -> None:
         # An outcome that came in time counts, but exiting and unpickling must not take for ever.
-        self._timed_out = self._inbox is None or not self._inbox.has_outcome
+        # So does a death, while something that the process has said is still being handled.
+        self._timed_out = self.exitcode is None and (
+            self._inbox is None or not self._inbox.has_outcome
+        )
         self._stop(self.policy)
 
     def _stop(self, policy: StopPolicy) -> None:
@@ -284,10 +288,13 @@ class ProcessHandle(ProcessLife):
             self._expect_unpickled(policy)
         elif self._stopper is not None:
             self._stopper.stop(policy)
-        elif self._stop_when_launched is None:
-            self._stop_when_launched = policy
+        else:
+            asked = self._stop_when_launched
+            if asked is None or policy.grace < asked.grace:
+                self._stop_when_launched = policy  # whoever asks again can only shorten it
             # Whoever starts it may hang: a fork server that was stopped, say.
-            self._call_later(policy.grace + policy.kill_timeout, self._give_up)
+            seconds = policy.grace + policy.kill_timeout
+            self._call_later(seconds, lambda: self._give_up_start(policy))
 
     def _expect_end(self, seconds: float) -> None:
         if not self.finished.is_set():
@@ -303,10 +310,20 @@ class ProcessHandle(ProcessLife):
 
     def _give_up(self) -> None:
         self.stuck = True
-        if self._popen is None:
-            # The thread that starts processes hangs, and with it all who come after this one.
-            abort_start(self.method)
+        self.start_hung = False
         self.gone.set()
+
+    def _give_up_start(self, policy: StopPolicy) -> None:
+        if self._stopper is not None:
+            # It came through after all, so late that there is no grace left. (If the process has
+            # ended by now, or was killed, this does nothing.)
+            self._stopper.kill(policy)
+        elif not self.gone.is_set():
+            self.stuck = self.start_hung = True
+            if self._popen is None:
+                # The thread that starts processes hangs, and with it all who come after this one.
+                abort_start(self.method)
+            self.gone.set()
 
     def _expect_unpickled(self, policy: StopPolicy) -> None:
         """The process is gone. Do not wait for ever for an object that blocks its unpickling."""

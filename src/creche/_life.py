@@ -42,6 +42,7 @@ class ProcessLife:
         self.outcome: Outcome | None = None
         self.stop_requested = False
         self.stuck = False
+        self.start_hung = False  # if it is stuck: whether that was before it could be killed
         self.observed = ObservedProcess(process.name, method)
         self.launched = Latch()
         self.ready = Latch()
@@ -56,13 +57,24 @@ class ProcessLife:
         :raises ProcessTimeout: if it could not even be started in time
         """
         if self.stuck and not self.finished.is_set():
-            if self.pid is not None:
+            if not self.start_hung:
+                assert self.pid is not None
                 raise _failures.killed_in_vain(
                     self.process.name, self.pid, self.policy.kill_timeout
                 )
             if self._timed_out:
                 raise _failures.not_started_in_time(self.process.name, self.timeout)
             raise _failures.still_starting(self.process.name)
+
+    async def wait_for(self, latch: Latch) -> None:
+        """Wait for what comes before the end of the process, or for the end: a start may hang.
+
+        :param latch: one of the four
+        """
+        either = Latch()
+        latch.tell(either.set, None)
+        self.gone.tell(either.set, None)
+        await either.wait()
 
     def give_up_unless_started(self) -> None:
         """Where the process was not started, see to it that it never will be."""

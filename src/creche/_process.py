@@ -231,6 +231,8 @@ class AsyncProcess(ProcessFacts[T_co]):
         :raises SerializationError: if the function or an argument cannot be pickled
         :raises ProcessStartError: if the system cannot start it, or the main module lacks its
             ``if __name__ == "__main__":`` guard
+        :raises ProcessTimeout: if the start hangs for longer than its ``timeout``
+        :raises ProcessStuckError: if the start hangs, and the process was to be stopped meanwhile
         """
         self._check_usable()
         if self._started_by_nursery:
@@ -397,7 +399,8 @@ class AsyncProcess(ProcessFacts[T_co]):
     async def _launched(self) -> None:
         """Wait until the child exists."""
         async with _StopUnlessDone(self):
-            await self._handle.launched.wait()
+            await self._handle.wait_for(self._handle.launched)
+        self._handle.check_gone()
         # The latch ``finished`` is set in another thread, and may yet have to be.
         if self._handle.outcome is not None and self._handle.pid is None:
             self._outcome()
@@ -411,9 +414,11 @@ class AsyncProcess(ProcessFacts[T_co]):
         """Wait for the child's ``started()``; return what it said, or ``None`` if it has ended."""
         self._handle.own()
         async with _StopUnlessDone(self):
-            await self._handle.ready.wait()
+            await self._handle.wait_for(self._handle.ready)
             if isinstance(self._handle.started_outcome, Failure):
                 raise self._handle.started_outcome.exception
+        if not self._handle.ready.is_set():
+            self._handle.check_gone()
         return self._handle.started_outcome
 
     async def _leave_nothing(self) -> None:

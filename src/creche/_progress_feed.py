@@ -114,5 +114,5 @@ def decode_progress(section: Section) -> Progress:
     try:
         done, total, message = json.loads(b"".join(section))
         return Progress(done, total, message)
-    except ValueError as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise BadFrameError("the child has sent a report that is none") from error

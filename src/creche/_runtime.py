@@ -56,7 +56,8 @@ class Runtime:
         for handle in handles:
             handle.stop(handle.policy)
         for handle in handles:
-            handle.gone.wait_in_thread(handle.policy.grace + 2 * handle.policy.kill_timeout)
+            seconds = handle.policy.grace + 2 * handle.policy.kill_timeout
+            handle.gone.wait_in_thread(min(seconds, threading.TIMEOUT_MAX))  # it may be infinite
 
     def forget(self) -> None:
         """In a fork of this process: close our copies of what the parent uses."""

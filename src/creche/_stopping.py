@@ -8,6 +8,7 @@ the event loop that wanted it is blocked, or closed.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -34,7 +35,11 @@ class Target(Protocol):
 
 
 class StoppableChild:
-    """A child process, which hears requests over its wire where that is the platform's way."""
+    """A child process, which hears requests over its wire where that is the platform's way.
+
+    Signals that do not get there are no error. A child that is another user's by now, say, may yet
+    end by itself; if it does not, it is stuck.
+    """
 
     def __init__(self, popen: Target, wire: ParentWire | None) -> None:
         self._popen = popen
@@ -42,14 +47,17 @@ class StoppableChild:
 
     def ask_to_stop(self) -> None:
         if self._wire is None or not self._wire.ask_to_stop():
-            self._popen.ask_to_stop()
+            with contextlib.suppress(OSError):
+                self._popen.ask_to_stop()
 
     def nudge(self) -> None:
         if self._wire is None or not self._wire.ask_to_stop():
-            self._popen.nudge()
+            with contextlib.suppress(OSError):
+                self._popen.nudge()
 
     def kill(self, *, group: bool) -> None:
-        self._popen.kill(group=group)
+        with contextlib.suppress(OSError):
+            self._popen.kill(group=group)
 
 
 class Stopper:
@@ -75,18 +83,20 @@ class Stopper:
         kill_at = time.monotonic() + policy.grace
         if self._killed or (self._kill_at is not None and self._kill_at <= kill_at):
             return
-        if self._kill_at is None:
-            self._target.ask_to_stop()
-            self._nudge_later(_FIRST_NUDGE)
+        is_first = self._kill_at is None
         self._kill_at = kill_at
+        # First the timers, here and below: they go on whatever becomes of the signal.
         self._set_timer(policy.grace, lambda: self.kill(policy))
+        if is_first:
+            self._nudge_later(_FIRST_NUDGE)
+            self._target.ask_to_stop()
 
     def kill(self, policy: StopPolicy) -> None:
         """Kill at once."""
         if not self._killed:
             self._end_nudges()
-            self._target.kill(group=policy.group)
             self._set_timer(policy.kill_timeout, self._on_stuck)
+            self._target.kill(group=policy.group)
 
     def close(self) -> None:
         """The process is gone."""
@@ -96,8 +106,8 @@ class Stopper:
 
     def _nudge_later(self, delay: float) -> None:
         def nudge() -> None:
-            self._target.nudge()
             self._nudge_later(4 * delay)
+            self._target.nudge()
 
         self._nudge_timer = self._watcher.call_later(delay, nudge)
 

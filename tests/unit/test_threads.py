@@ -22,8 +22,9 @@ from creche._lifecycle import Event, ProcessState, next_state
 from creche._loops import Latch, current_loop
 from creche._own_log import log_exception
 from creche._platform._selector_poller import SelectorPoller
-from creche._runtime import runtime
+from creche._runtime import Runtime, runtime
 from creche._starter import Starter
+from creche._stop_policy import StopPolicy
 from creche._thread_queue import ThreadQueue
 from creche._watcher import Watcher
 from creche._worker_threads import WorkerThreads
@@ -380,3 +381,26 @@ def test_lifecycle(state: ProcessState, event: Event) -> None:
     else:
         with pytest.raises(ProcessStateError, match=f"cannot {event.value} process 'p'"):
             next_state(state, event, "p")
+
+
+def test_wait_at_the_end_of_the_interpreter_may_have_no_end() -> None:
+    class Gone(Latch):
+        def wait_in_thread(self, timeout: float | None) -> bool:
+            assert timeout is not None
+            return threading.Lock().acquire(timeout=timeout)  # raises if that is too long
+
+    class Live:
+        policy = StopPolicy(grace=math.inf)
+        gone: Latch = Gone()
+        stopped = False
+
+        def stop(self, policy: StopPolicy) -> None:
+            self.stopped = True
+
+        def forget(self) -> None: ...
+
+    machinery = Runtime.__new__(Runtime)
+    live = Live()
+    machinery.live = {live}
+    machinery.stop_all()
+    assert live.stopped

@@ -295,7 +295,14 @@ def signal_forkserver_child(popen: OwnedPopen, number: int) -> None:
         if sys.platform != "linux" or not hasattr(os, "pidfd_open"):
             os.kill(popen.pid, number)
             return
-        pidfd = os.pidfd_open(popen.pid)
+        try:
+            pidfd = os.pidfd_open(popen.pid)
+        except ProcessLookupError:
+            return
+        except OSError:  # no descriptor left: the id is as good, but for a moment
+            if popen.server_lost or not is_readable(popen.sentinel):
+                os.kill(popen.pid, number)
+            return
         try:
             if popen.server_lost or not is_readable(popen.sentinel):
                 signal.pidfd_send_signal(pidfd, number)

@@ -138,10 +138,10 @@ class ServerProcess:
         """Collect a server that has ended, or is about to."""
         self.sock.close()
         self.signal(signal.SIGKILL)  # the spare
+        self._reaped = True  # before others get the numbers: other threads may be about to use them
         os.close(self._pidfd)
         with contextlib.suppress(ChildProcessError):  # somebody's waitpid(-1) was faster
             os.waitpid(self.pid, 0)
-        self._reaped = True
 
     def forget(self) -> None:
         """In a fork of the application: close our copies."""
