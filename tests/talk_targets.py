@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import anyio
 from support import RefusesUnpickling, announce
@@ -462,11 +462,14 @@ def log_before_dying(announcements: str, count: int) -> None:
 class LogsItsEnd:
     """Can be freed by the garbage collector alone, which runs at any point of anything."""
 
+    freed: ClassVar[list[None]] = []
+
     def __init__(self) -> None:
         self.cycle = self
 
     def __del__(self) -> None:
         logger.info("freed")
+        self.freed.append(None)
 
 
 def log_and_collect(count: int) -> None:
@@ -474,7 +477,8 @@ def log_and_collect(count: int) -> None:
         LogsItsEnd()
         gc.set_threshold(1 + index % 50)  # so that it runs everywhere
         logger.info("record %d", index)
-    gc.collect()
+    while len(LogsItsEnd.freed) < count:
+        gc.collect()  # which does nothing where another thread is at it
 
 
 def connection_to_parent() -> ParentConnection:

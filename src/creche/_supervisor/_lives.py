@@ -12,7 +12,6 @@ import anyio
 
 from .._errors import ProcessDied, ProcessError, ProcessStartError
 from .._log_forwarding import LogTarget
-from .._loops import Latch, current_loop
 from .._output import ErrorOutput, Output
 from .._process import AsyncProcess
 from .._stop_policy import StopPolicy
@@ -119,12 +118,12 @@ class ProcessRun(Life):
     async def _get_ready(self) -> None:
         spec, handle = self._spec, self._handle
         with anyio.move_on_after(spec.start_timeout) as scope:
-            await self._wait_unless_gone(handle.launched)
+            await handle.wait_for(handle.launched)
             self.pid = handle.pid
             if self.pid is not None:
                 self._listener.life_started(self._child, self)
             if spec.says_ready:
-                await self._wait_unless_gone(handle.ready)
+                await handle.wait_for(handle.ready)
         said = handle.started_outcome
         if isinstance(said, Failure):
             self._fail(said.exception)
@@ -136,14 +135,6 @@ class ProcessRun(Life):
         elif scope.cancelled_caught and not handle.gone.is_set() and not handle.ready.is_set():
             assert spec.start_timeout is not None
             self._fail(_failures.not_ready_in_time(self._child.name, self.pid, spec.start_timeout))
-
-    async def _wait_unless_gone(self, latch: Latch) -> None:
-        """Wait for a latch, but not for one that is never set: the process was killed in vain."""
-        event = anyio.Event()
-        loop = current_loop()
-        for either in (latch, self._handle.gone):
-            either.tell(event.set, loop)
-        await event.wait()
 
     async def _serve(self) -> None:
         health = self._spec.health
