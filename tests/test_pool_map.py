@@ -9,6 +9,7 @@ import gc
 import itertools
 import math
 import os
+import select
 import signal
 import sys
 import threading
@@ -1183,8 +1184,13 @@ def test_task_leaves_the_loop_at_the_last_answer_of_a_dead_worker() -> None:
         async with open_pool(1, min_workers=1) as pool:
             pid = await pool.run(os.getpid)
             task = asyncio.create_task(call_and_leave(pool))
-            await support.until(lambda: pool.statistics().calls_running)
-            time.sleep(0.2)  # the loop is held up: the answer comes, and the worker is killed
+            assert pool._engine is not None
+            (worker,) = pool._engine.scheduler.workforce.all
+            while not pool.statistics().calls_running:
+                await asyncio.sleep(0)
+            # The loop is held up: the answer comes, and the worker is killed.
+            wire: Any = worker.channel.wire
+            assert select.select([wire._sock], [], [], TIMEOUT)[0]
             os.kill(pid, signal.SIGKILL)
             assert support.wait_until_gone(pid)
             await task
