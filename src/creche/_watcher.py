@@ -17,12 +17,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from ._platform import Poller, SelectorPoller
+from ._platform import LONGEST_WAIT, Poller, SelectorPoller
 
 _logger = logging.getLogger("creche")
-
-# Seconds. epoll_wait(2) takes milliseconds in an int: a timer in a month is too far for it.
-_LONGEST_WAIT = 3600.0
 
 
 class Timer:
@@ -98,4 +95,4 @@ class Watcher:
             heapq.heappop(self._timers)
         if not self._timers:
             return None
-        return min(max(0.0, self._timers[0][0] - time.monotonic()), _LONGEST_WAIT)
+        return min(max(0.0, self._timers[0][0] - time.monotonic()), LONGEST_WAIT)
