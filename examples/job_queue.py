@@ -87,9 +87,23 @@ class Store:
         self._database = sqlite3.connect(
             path, timeout=60, isolation_level=None, check_same_thread=False
         )
-        self._database.execute("PRAGMA journal_mode = WAL")  # readers and a writer at once
+        self._use_wal()
         self._database.execute("PRAGMA synchronous = FULL")  # what is done survives a power cut
         self._database.executescript(SCHEMA)
+
+    def _use_wal(self) -> None:
+        """Have readers and a writer at once. Where several do so to a new file, SQLite may say that
+        it is locked without having waited, as one of them must not wait for another.
+        """
+        give_up = time.monotonic() + 60
+        while True:
+            try:
+                self._database.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > give_up:
+                    raise
+                time.sleep(0.01)
 
     def close(self) -> None:
         self._database.close()

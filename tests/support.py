@@ -132,6 +132,19 @@ async def until(condition: Callable[[], object]) -> None:
             await anyio.sleep(0.002)
 
 
+@contextlib.contextmanager
+def killed_in_vain(process: Any) -> Iterator[None]:
+    """Have no signal end a process while the block runs, as in uninterruptible sleep."""
+    from unittest import mock  # which children that import this module do without
+
+    def do_nothing(*_: object) -> None:
+        pass
+
+    popen = type(process._handle._popen)
+    with mock.patch.multiple(popen, send_signal=do_nothing, kill_group=do_nothing):
+        yield
+
+
 async def until_statistics(
     pool: ProcessPool, condition: Callable[[PoolStatistics], bool]
 ) -> PoolStatistics:

@@ -218,18 +218,27 @@ class Debugger:
         os.waitpid(self._pid, WALL)
 
 
+async def end_under_debugger(
+    announcements: Announcements, gate: Path
+) -> tuple[AsyncProcess[Any], Debugger]:
+    """Start a process, and have it end with exit code 7; it is not reaped."""
+    process = AsyncProcess(target=targets.hold_and_exit, args=(announcements.path, str(gate), 7))
+    await process.start()
+    await announcements.get()
+    assert process.pid is not None
+    debugger = Debugger(process.pid)
+    await anyio.to_thread.run_sync(gate.write_text, "")
+    return process, debugger
+
+
 @pytest.mark.anyio
 async def test_exit_code_that_comes_late(
     context: Any, announcements: Announcements, gate: Path
 ) -> None:
     """Between its end and its reaping, a process is not taken for one whose exit code is lost."""
-    process = AsyncProcess(target=targets.hold_and_exit, args=(announcements.path, str(gate), 7))
     with anyio.fail_after(TIMEOUT):
-        await process.start()
-        await announcements.get()
+        process, debugger = await end_under_debugger(announcements, gate)
         assert process.pid is not None
-        debugger = Debugger(process.pid)
-        await anyio.to_thread.run_sync(gate.write_text, "")
         assert await anyio.to_thread.run_sync(wait_until_gone, process.pid)
         assert await process.join(0.3) is None
         debugger.let_go()
@@ -241,13 +250,8 @@ async def test_exit_code_that_never_comes(
     context: Any, announcements: Announcements, gate: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_popen, "_EXIT_CODE_LOST", 0.1)
-    process = AsyncProcess(target=targets.hold_and_exit, args=(announcements.path, str(gate), 7))
     with anyio.fail_after(TIMEOUT):
-        await process.start()
-        await announcements.get()
-        assert process.pid is not None
-        debugger = Debugger(process.pid)
-        await anyio.to_thread.run_sync(gate.write_text, "")
+        process, debugger = await end_under_debugger(announcements, gate)
         with pytest.raises(ProcessDied) as raised:
             await process.result()
         assert raised.value.exitcode is None

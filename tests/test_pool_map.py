@@ -1260,8 +1260,7 @@ async def test_closed_while_a_chunk_is_pickled() -> None:
                 async with anyio.create_task_group() as tasks:
                     lengths = pool.map(len, items, chunksize=1)
                     tasks.start_soon(lengths.__anext__)
-                    while not items[0][-1].begun.is_set():
-                        await anyio.sleep(0.002)
+                    await support.until(items[0][-1].begun.is_set)
                     tasks.cancel_scope.cancel()
                 opened.set()
                 assert pool.statistics().calls_queued == 0
@@ -1287,8 +1286,7 @@ async def test_pool_left_while_a_chunk_is_pickled() -> None:
                 with pytest.raises(KeyError):
                     async with open_pool(1) as pool:
                         tasks.start_soon(consume, pool)
-                        while not items[0][-1].begun.is_set():
-                            await anyio.sleep(0.002)
+                        await support.until(items[0][-1].begun.is_set)
                         raise KeyError
                 opened.set()
     finally:

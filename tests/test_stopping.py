@@ -239,7 +239,7 @@ async def test_grandchild_with_a_session_of_its_own_stays(announcements: Announc
 # --- what SIGKILL does not end ------------------------------------------------------------------
 
 
-async def test_stuck(announcements: Announcements, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_stuck(announcements: Announcements) -> None:
     """A process in uninterruptible sleep, as far as its parent can tell."""
     process = AsyncProcess(
         target=targets.wait_for_ever,
@@ -248,10 +248,7 @@ async def test_stuck(announcements: Announcements, monkeypatch: pytest.MonkeyPat
     )
     await process.start()
     pid = await announcements.get_pid()
-    with monkeypatch.context() as patch:
-        popen = type(process._handle._popen)
-        patch.setattr(popen, "send_signal", lambda *_: None)
-        patch.setattr(popen, "kill_group", lambda *_: None)
+    with support.killed_in_vain(process):
         for stop in (process.terminate, process.kill):
             with pytest.raises(creche.ProcessStuckError, match=f"pid {pid}.* after it was sent"):
                 await stop()

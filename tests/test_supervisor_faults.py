@@ -774,7 +774,7 @@ async def test_clean_up_fails(caplog: pytest.LogCaptureFixture) -> None:
     assert record.exc_info is not None
 
 
-async def test_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_stuck() -> None:
     """A process in uninterruptible sleep, as far as its parent can tell."""
     policy = StopPolicy(grace=0.01, kill_timeout=0.01)
     async with open_supervisor(stop=policy) as supervisor:
@@ -782,10 +782,7 @@ async def test_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
         child = await supervisor.start(targets.serve_stubbornly, name="child")
         process = child.process
         assert process is not None
-        with monkeypatch.context() as patch:
-            popen = type(process._handle._popen)
-            patch.setattr(popen, "send_signal", lambda *_: None)
-            patch.setattr(popen, "kill_group", lambda *_: None)
+        with support.killed_in_vain(process):
             await supervisor.remove("child")
             exited = await next_event(events, ChildExited)
         assert process.is_alive()
@@ -794,9 +791,7 @@ async def test_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
         await process.join()
 
 
-async def test_stuck_while_it_starts(
-    announcements: Announcements, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_stuck_while_it_starts(announcements: Announcements) -> None:
     policy = StopPolicy(grace=0.01, kill_timeout=0.01)
     async with open_supervisor(stop=policy) as supervisor, anyio.create_task_group() as tasks:
         events = supervisor.events()
@@ -813,10 +808,7 @@ async def test_stuck_while_it_starts(
         process = child.process
         assert process is not None
         try:
-            with monkeypatch.context() as patch, anyio.fail_after(TIMEOUT):
-                popen = type(process._handle._popen)
-                patch.setattr(popen, "send_signal", lambda *_: None)
-                patch.setattr(popen, "kill_group", lambda *_: None)
+            with support.killed_in_vain(process), anyio.fail_after(TIMEOUT):
                 await supervisor.remove("child")
             exited = await next_event(events, ChildExited)
             assert process.is_alive()

@@ -17,10 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ._own_log import log_exception
-from ._platform import Poller, SelectorPoller
-
-# Seconds. epoll_wait(2) takes milliseconds in an int: a timer in a month is too far for it.
-_LONGEST_WAIT = 3600.0
+from ._platform import LONGEST_WAIT, Poller, SelectorPoller
 
 
 class Timer:
@@ -96,4 +93,4 @@ class Watcher:
             heapq.heappop(self._timers)
         if not self._timers:
             return None
-        return min(max(0.0, self._timers[0][0] - time.monotonic()), _LONGEST_WAIT)
+        return min(max(0.0, self._timers[0][0] - time.monotonic()), LONGEST_WAIT)

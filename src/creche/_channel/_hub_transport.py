@@ -129,9 +129,7 @@ class _HubTransport:
 
     @contextlib.contextmanager
     def _asking(self, op: Op, wait: Wait, check: Callable[[], object]) -> Iterator[None]:
-        """Ask for something; while the block waits for the answer, :meth:`wake` ends that."""
-        with self._lock:
-            self._waits.add(wait)
+        """Ask for something; the request is cancelled where the block does not come to its end."""
         try:
             self._source.ask(op, wait)
             check()  # what was closed before that does not wake us any more
@@ -139,6 +137,14 @@ class _HubTransport:
         except BaseException:
             self._source.cancel(wait)
             raise
+
+    @contextlib.contextmanager
+    def _wakeable(self, wait: Wait) -> Iterator[None]:
+        """Have :meth:`wake` interrupt the wait while the block runs."""
+        with self._lock:
+            self._waits.add(wait)
+        try:
+            yield
         finally:
             with self._lock:
                 self._waits.discard(wait)
@@ -150,7 +156,7 @@ class _HubTransport:
         return wait.is_done
 
     async def _ask(self, op: Op, wait: AsyncWait, check: Callable[[], object]) -> Any:
-        with self._asking(op, wait, check):
+        with self._wakeable(wait), self._asking(op, wait, check):
             await wait.wait()
             while not self._is_answered(wait, check):
                 await wait.wait_again()
@@ -161,7 +167,7 @@ class _HubTransport:
     ) -> Any:
         """:raises TimeoutError: if there is no answer in so many seconds"""
         give_up = None if timeout is None else time.monotonic() + timeout
-        with self._asking(op, wait, check):
+        with self._wakeable(wait), self._asking(op, wait, check):
             while True:
                 left = None if give_up is None else max(give_up - time.monotonic(), 0.0)
                 if not wait.wait(left):
@@ -171,14 +177,9 @@ class _HubTransport:
 
     def _ask_now(self, op: Op, wait: ThreadWait) -> Any:
         """Ask for what is answered at once, so that nobody need end that."""
-        try:
-            self._source.ask(op, wait)
-            self._check_open()
+        with self._asking(op, wait, self._check_open):
             wait.wait(None)
             return wait.result()
-        except BaseException:
-            self._source.cancel(wait)
-            raise
 
 
 class HubSending(_HubTransport):

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from .._loop_poller import AsyncioPoller
 from .._loops import EventLoop, Latch, Waiter, is_current, post, waiter_in
-from .._platform import PacketReceiver, PacketSender, Watch
+from .._platform import LONGEST_WAIT, PacketReceiver, PacketSender, Watch
 from .._runtime import runtime
 from .._wire._outcomes import Failure, Outcome, Value
 from .._worker_threads import Job
@@ -20,9 +20,6 @@ from .._worker_threads import Job
 T = TypeVar("T")
 
 Transport = PacketSender | PacketReceiver
-
-# Seconds. A watch does not wait for many days at once, as epoll counts milliseconds in an int.
-_LONGEST_WAIT = 3600.0
 
 
 class LoopWait:
@@ -158,7 +155,7 @@ class ThreadWait:
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
                     return None
-                watch.wait(None if left is None else min(left, _LONGEST_WAIT))
+                watch.wait(None if left is None else min(left, LONGEST_WAIT))
         finally:
             self._put_back(watch)
 

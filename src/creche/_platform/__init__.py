@@ -100,6 +100,10 @@ WATCHER_TAKES_SOCKETS = sys.platform != "win32"
 HAS_PACKET_SOCKETS = sys.platform == "linux"
 """Whether sockets keep packets whole and tell of room, so that channels can be made of them."""
 
+LONGEST_WAIT = 3600.0
+"""Seconds that anything should wait at once: epoll_wait(2) takes milliseconds in an int, for which
+what is a month away is too far."""
+
 LONGEST_DEAF_WAIT = 0.1 if sys.platform == "win32" else None
 """Seconds that a thread may wait for a lock at once, where a request to stop does not end that."""
 
@@ -108,6 +112,7 @@ __all__ = [
     "EagerReceiver",
     "HAS_PACKET_SOCKETS",
     "LONGEST_DEAF_WAIT",
+    "LONGEST_WAIT",
     "LOOPS_CAN_READ",
     "PACKET_BYTES",
     "STORES_IN_ORDER",

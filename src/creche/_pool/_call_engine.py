@@ -193,7 +193,7 @@ class CallEngine(ABC):
         """Nothing of the calls that have not ended will ever run, or come back."""
         error = self._closed_too_early()
         for pickling in self._picklings:
-            pickling.give_up()
+            pickling.finish(None)
         for call in list(self._calls):
             self.jobs.abandon(call)
             if call.observed is not None:
@@ -237,12 +237,9 @@ class _Pickling:
         self.waiter = waiter
         self.outcome: Outcome | None = None
 
-    def finish(self, outcome: Outcome) -> None:
+    def finish(self, outcome: Outcome | None) -> None:
+        """:param outcome: ``None`` where the pool is closed, and nothing will come of the call"""
         self.outcome = outcome
-        self.waiter.wake_soon()
-
-    def give_up(self) -> None:
-        self.outcome = None
         self.waiter.wake_soon()
 
 

@@ -229,9 +229,9 @@ class WorkerChannel:
         """Take in now what the worker has answered."""
         self.wire.drain()
 
-    def begun_call(self) -> int | None:
-        """The number of the call that the worker has begun, or began last."""
-        return int(self.shared.cells[BEGUN_CALL]) - 1 if self.shared.cells[BEGUN_CALL] else None
+    def begun_call(self) -> int:
+        """The number of the call that the worker has begun, or began last; -1 before the first."""
+        return int(self.shared.cells[BEGUN_CALL]) - 1
 
     def begun_items(self) -> int:
         """How many items the worker has begun of the chunk that it runs."""

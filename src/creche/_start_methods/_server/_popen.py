@@ -81,7 +81,7 @@ class ServedPopen(OwnedPopen):
         if not self._tells_exit_code(0.0):
             self._awaits_exit_code = True  # the server, or the kernel, is about to reap it
             return
-        code: int | None = None
+        code: int | None
         if not self._server.kernel_reaps and (data := os.read(self._status, EXIT_CODE.size)):
             (code,) = EXIT_CODE.unpack(data)
         else:  # or the server has died
