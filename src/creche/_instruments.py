@@ -11,7 +11,8 @@ import threading
 from collections.abc import Callable
 from typing import Any, Literal, final
 
-from ._own_log import is_ctrl_c, log_exception
+from ._ctrl_c import is_ctrl_c
+from ._own_log import log_exception
 
 __all__ = [
     "Instrument",

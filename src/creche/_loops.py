@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import anyio
 import anyio.lowlevel
 
+from ._ctrl_c import postpone_ctrl_c
 from ._errors import ProcessStateError
 
 T = TypeVar("T")
@@ -67,7 +68,10 @@ def runs_in_loop() -> bool:
 
 def _trio_lowlevel() -> Any:
     """``trio.lowlevel``, or ``None`` where Trio is not imported, or another thread is at it."""
-    return getattr(sys.modules.get("trio"), "lowlevel", None)
+    lowlevel = getattr(sys.modules.get("trio"), "lowlevel", None)
+    if lowlevel is not None:
+        postpone_ctrl_c(lowlevel)
+    return lowlevel
 
 
 def backend_of(loop: EventLoop) -> str:

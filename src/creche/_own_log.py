@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-import threading
+
+from ._ctrl_c import is_ctrl_c
 
 _logger = logging.getLogger("creche")
 
@@ -21,9 +22,3 @@ def log_exception(message: str, *args: object) -> None:
     except BaseException as error:
         if is_ctrl_c(error):
             raise
-
-
-def is_ctrl_c(error: BaseException) -> bool:
-    """Whether ``error`` is for the application, whatever code it has struck."""
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    return in_main_thread and isinstance(error, KeyboardInterrupt)

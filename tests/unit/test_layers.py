@@ -47,7 +47,7 @@ LAYERS = [
         "_function_names",
         "_leftovers",
     ],
-    ["_durations", "_errors", "_own_log"],
+    ["_durations", "_errors", "_own_log", "_ctrl_c"],
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from .._ctrl_c import is_ctrl_c
 from .._errors import ProcessClosedError, ProcessStartError, ProcessStateError
 from .._function_names import qualified_name
 from .._instruments import ObservedCall
@@ -95,7 +96,7 @@ class CallEngine(ABC):
         if self.options.serializer is None and is_plain(args):
             try:
                 return Payload([[dumps_plain((func, args))]], heavy=False)
-            except BaseException:
+            except Exception:
                 return None  # pickle() will say why
         return None
 
@@ -112,6 +113,8 @@ class CallEngine(ABC):
         except TooHeavyError:
             pass
         except BaseException as error:
+            if is_ctrl_c(error):
+                raise
             failure = Failure(error)
         pickled = failure or await self._pickle_in_thread(call)
         if isinstance(pickled, Failure):

@@ -10,6 +10,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 
+from .._ctrl_c import is_ctrl_c
 from .._errors import ProcessStuckError, SerializationError
 from .._loops import post
 from .._process import AsyncProcess
@@ -142,6 +143,8 @@ class PoolEngine(CallEngine):
         except BaseException as error:
             for lent in self._lent:
                 lent.close()
+            if is_ctrl_c(error):
+                raise
             raise SerializationError(
                 f"cannot open {self.options.name!r}: its serializer cannot pickle initializer,"
                 f" initargs and finalizer ({type(error).__name__}: {error})"

@@ -20,6 +20,7 @@ from typing import Any
 
 import anyio
 
+from .._ctrl_c import interruptible
 from .._loops import EventLoop, Waiter, spawn, waiter_in
 
 # An input may be a generator that works for its items: it must not hold up the event loop.
@@ -93,7 +94,7 @@ class MapInput:
             while len(items) < size:
                 wanted = min(2 * len(items) + _LOOK_AFTER, size)
                 # Item by item into the list: if the input raises, those before are there.
-                items.extend(islice(self._source, wanted - len(items)))
+                _take_from(self._source, wanted - len(items), items)
                 if len(items) < wanted:
                     self._end(None)
                     break
@@ -154,6 +155,11 @@ class MapInput:
         finally:
             self._end(error)
             self._on_change()
+
+
+@interruptible
+def _take_from(source: Iterator[Any], size: int, items: list[Any]) -> None:
+    items.extend(islice(source, size))
 
 
 def _total(iterables: tuple[Any, ...]) -> int | None:

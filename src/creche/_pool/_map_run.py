@@ -10,6 +10,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 
+from .._ctrl_c import is_ctrl_c
 from .._errors import ProcessClosedError
 from .._instruments import instruments
 from .._loops import Waiter, waiter_in
@@ -233,7 +234,10 @@ class MapRun:
         except TooHeavyError:
             self.engine.jobs.run(chunk, lambda: outcome_of(pickle), self._on_pickled_in_thread)
         except BaseException as error:
-            self._on_pickled(chunk, Failure(error))
+            if is_ctrl_c(error):
+                self.break_off(error)
+            else:
+                self._on_pickled(chunk, Failure(error))
         else:
             self._on_pickled(chunk, Value(payload))
 

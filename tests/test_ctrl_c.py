@@ -1,0 +1,218 @@
+"""Ctrl-C under Trio, which raises it between any two lines of a task.
+
+Each sweep has an interpreter of its own: ``Ctrl-C`` strikes at one line of creche's code after
+another, and then everything has to be as before.
+"""
+
+from __future__ import annotations
+
+import pickle
+import signal
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import support
+import targets
+from scripts import Program
+
+from creche import open_pool
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "trio"
+
+
+SWEEP = """
+import os, signal, sys, time
+import creche, creche.sync, support, targets, trio
+from creche import open_nursery, open_pool, open_stream, open_supervisor, run_in_process
+
+FOLDER = os.path.dirname(creche.__file__)
+TIMES = 50
+where = sys.argv[1]
+
+
+async def use():
+{use}
+
+
+async def in_child_task():
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(use)
+
+
+class Tracer:
+    "Counts the lines of creche's that this thread runs, and strikes at one of them."
+
+    def __init__(self, strikes_at):
+        self.lines = 0
+        self.strikes_at = strikes_at
+
+    def on_call(self, frame, event, arg):
+        return self.on_line if frame.f_code.co_filename.startswith(FOLDER) else None
+
+    def on_line(self, frame, event, arg):
+        if event == "line":
+            self.lines += 1
+            if self.lines == self.strikes_at:
+                sys.settrace(None)
+                signal.raise_signal(signal.SIGINT)
+        return self.on_line
+
+
+def run(strikes_at=None):
+    tracer = Tracer(strikes_at)
+    sys.settrace(tracer.on_call)
+    try:
+        trio.run(use if where == "main" else in_child_task)
+    except* KeyboardInterrupt:
+        pass
+    finally:
+        sys.settrace(None)
+    return tracer.lines
+
+
+if __name__ == "__main__":
+    run()  # imports, and starts threads
+    before = len(support.sockets_and_pipes())
+    lines = run()
+    for strike in range(1, lines, -(-lines // TIMES)):
+        run(strike)
+    run()
+    assert len(support.sockets_and_pipes()) == before
+    print("in order")
+"""
+
+USES = {
+    "call": """
+        async with open_pool(1) as pool:
+            for number in range(3):
+                assert await pool.run(support.double, number) == 2 * number
+    """,
+    "large-call": """
+        async with open_pool(1) as pool:
+            assert await pool.run(len, bytes(3 * 1024**2)) == 3 * 1024**2
+    """,
+    "map": """
+        async with open_pool(1) as pool:
+            for items in (range(20), list(range(20))):
+                async for value in pool.map(support.double, items):
+                    pass
+    """,
+    "process": """
+        assert await run_in_process(support.double, 2) == 4
+        async with creche.AsyncProcess(target=support.double, args=(2,)) as process:
+            assert await process.result() == 4
+    """,
+    "nursery": """
+        async with open_nursery() as nursery:
+            nursery.start_soon(support.double, 2)
+            nursery.start_soon(support.double, 2)
+    """,
+    "stream": """
+        async with open_stream(range, 100) as items:
+            assert [item async for item in items] == list(range(100))
+    """,
+    "channel": """
+        send, receive = creche.create_channel(max_buffer_size=10)
+        async with send, receive:
+            for item in (1, bytes(3 * 1024**2)):
+                await send.send(item)
+                assert await receive.receive() == item
+    """,
+    "sync": """
+        async with creche.sync.Lock(), creche.sync.Semaphore(1):
+            queue = creche.sync.Queue(3)
+            await queue.put(1)
+            assert await queue.get() == 1
+    """,
+    "supervisor": """
+        async with open_supervisor() as supervisor:
+            await supervisor.start(time.sleep, 60, name="sleeper", ready=False)
+            await supervisor.remove("sleeper")
+            supervisor.cancel_scope.cancel()
+    """,
+}
+
+
+@pytest.mark.parametrize("where", ["main", "child-task"])
+@pytest.mark.parametrize("use", USES)
+def test_at_one_line_after_another(program: Program, use: str, where: str) -> None:
+    main = program.write(
+        SWEEP.replace("{use}", textwrap.indent(textwrap.dedent(USES[use]), "    "))
+    )
+    result = program.run(main, where)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "in order\n"
+    assert not result.stderr
+    assert not program.wait_until_gone()
+    assert not program.files_left()
+
+
+@contextmanager
+def striking_code_of_the_application() -> Iterator[None]:
+    """It is not spared, for all that it has ``contextlib`` in common with creche."""
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    yield
+
+
+async def test_code_of_the_application_is_not_spared() -> None:
+    async with open_pool(1) as pool:
+        with striking_code_of_the_application():
+            assert await pool.run(support.double, 1) == 2
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+async def test_input_of_a_map_that_waits_for_something() -> None:
+    struck = []
+
+    def blocking() -> Iterator[int]:
+        yield 1
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt as error:
+            struck.append(error)
+            raise
+
+    async with open_pool(1) as pool:
+        with pytest.raises(KeyboardInterrupt):
+            async for _ in pool.map(support.double, blocking()):
+                pass
+        assert len(struck) == 1
+        assert await pool.run(support.double, 1) == 2
+
+
+class Interrupted:
+    """Ctrl-C strikes while it is being pickled, the first time."""
+
+    def __init__(self) -> None:
+        self.struck = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if not self.struck:
+            self.struck = True
+            raise KeyboardInterrupt
+        return Interrupted, ()
+
+
+async def test_arguments_are_being_pickled() -> None:
+    """No matter of theirs. (asyncio raises it there, too, where it is struck twice.)"""
+    with pytest.raises(KeyboardInterrupt):
+        async with open_pool(
+            1, initializer=targets.echo, initargs=(Interrupted(),), serializer=pickle
+        ):
+            pass
+    async with open_pool(1) as pool:
+        with pytest.raises(KeyboardInterrupt):
+            await pool.run(targets.echo, Interrupted())
+        with pytest.raises(KeyboardInterrupt):
+            await pool.map(targets.echo, [1, Interrupted(), 2])
+        assert await pool.run(support.double, 1) == 2
