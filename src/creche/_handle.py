@@ -91,8 +91,8 @@ class ProcessHandle(ProcessLife):
         :raises ProcessStateError: if it was started already
         :raises anyio.ClosedResourceError: if an argument cannot be handed over
         """
-        # A KeyboardInterrupt may strike here at any moment, and under Trio it does. It must not
-        # find the main thread holding a lock that other threads need, nor a process in a state in
+        # A KeyboardInterrupt may strike here at any moment (see _ctrl_c for when). It must not find
+        # the main thread holding a lock that other threads need, nor a process in a state in
         # which the watcher stops it, before the watcher is known.
         self.claims.claim()
         self._maybe_runtime = runtime

@@ -424,8 +424,7 @@ class AsyncProcess(ProcessFacts[T_co]):
     async def _leave_nothing(self) -> None:
         """See to it that the process is gone, or will never be, and wake those who wait for it.
 
-        It is gone already, except where something struck between two lines: a KeyboardInterrupt,
-        which Trio raises wherever the main thread is just then.
+        It is gone already, except where something struck between two lines: a KeyboardInterrupt.
         """
         self._handle.give_up_unless_started()
         if not self._handle.gone.is_set():

@@ -19,7 +19,7 @@ class Starter:
     """
 
     def __init__(self) -> None:
-        # Without a lock that a KeyboardInterrupt, which Trio raises anywhere in the main thread,
+        # Without a lock that a KeyboardInterrupt, which may be raised anywhere in the main thread,
         # could find that thread holding.
         self._jobs: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         threading.Thread(target=self._work, name="creche-starter", daemon=True).start()

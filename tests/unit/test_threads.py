@@ -23,7 +23,6 @@ from creche._loops import Latch, current_loop
 from creche._own_log import log_exception
 from creche._platform._selector_poller import SelectorPoller
 from creche._runtime import Runtime, runtime
-from creche._starter import Starter
 from creche._stop_policy import StopPolicy
 from creche._thread_queue import ThreadQueue
 from creche._watcher import Watcher
@@ -288,7 +287,7 @@ def test_watcher_survives_a_failure_that_cannot_be_logged(
 
 
 def test_starter_survives_a_failure_that_cannot_be_logged(broken_log: Collector) -> None:
-    starter = Starter()
+    starter = runtime().starter  # it has no end, so this is no place for one more
     finished = threading.Event()
 
     def fail() -> None:
