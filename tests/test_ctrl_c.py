@@ -1,16 +1,21 @@
-"""Ctrl-C under Trio, which raises it between any two lines of a task.
+"""Ctrl-C, which comes between any two lines of what runs in the main thread.
 
-Each sweep has an interpreter of its own: ``Ctrl-C`` strikes at one line of creche's code after
-another, and then everything has to be as before.
+There Trio raises ``KeyboardInterrupt``, and asyncio cancels the main task. Each sweep has an
+interpreter of its own: Ctrl-C strikes at one line of creche's code after another, and then
+everything has to be as before.
 """
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import pickle
 import signal
+import sys
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -18,24 +23,17 @@ import support
 import targets
 from scripts import Program
 
-from creche import open_pool
-
-pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "trio"
-
+from creche import _loops, open_pool
+from creche._loops import current_loop, waiter_in
 
 SWEEP = """
 import os, signal, sys, time
-import creche, creche.sync, support, targets, trio
+import anyio, creche, creche.sync, support
 from creche import open_nursery, open_pool, open_stream, open_supervisor, run_in_process
 
 FOLDER = os.path.dirname(creche.__file__)
 TIMES = 50
-where = sys.argv[1]
+where, backend = sys.argv[1:]
 
 
 async def use():
@@ -43,8 +41,8 @@ async def use():
 
 
 async def in_child_task():
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(use)
+    async with anyio.create_task_group() as group:
+        group.start_soon(use)
 
 
 class Tracer:
@@ -70,7 +68,7 @@ def run(strikes_at=None):
     tracer = Tracer(strikes_at)
     sys.settrace(tracer.on_call)
     try:
-        trio.run(use if where == "main" else in_child_task)
+        anyio.run(use if where == "main" else in_child_task, backend=backend)
     except* KeyboardInterrupt:
         pass
     finally:
@@ -143,16 +141,22 @@ USES = {
 
 @pytest.mark.parametrize("where", ["main", "child-task"])
 @pytest.mark.parametrize("use", USES)
-def test_at_one_line_after_another(program: Program, use: str, where: str) -> None:
+def test_at_one_line_after_another(
+    program: Program, anyio_backend: str, use: str, where: str
+) -> None:
     main = program.write(
         SWEEP.replace("{use}", textwrap.indent(textwrap.dedent(USES[use]), "    "))
     )
-    result = program.run(main, where)
+    result = program.run(main, where, anyio_backend)
     assert result.returncode == 0, result.stderr
     assert result.stdout == "in order\n"
     assert not result.stderr
     assert not program.wait_until_gone()
     assert not program.files_left()
+
+
+# asyncio raises KeyboardInterrupt in no task before it is struck a second time.
+in_trio = pytest.mark.parametrize("anyio_backend", ["trio"])
 
 
 @contextmanager
@@ -163,7 +167,8 @@ def striking_code_of_the_application() -> Iterator[None]:
     yield
 
 
-async def test_code_of_the_application_is_not_spared() -> None:
+@in_trio
+async def test_code_of_the_application_is_not_spared(anyio_backend: str) -> None:
     async with open_pool(1) as pool:
         with striking_code_of_the_application():
             assert await pool.run(support.double, 1) == 2
@@ -171,7 +176,8 @@ async def test_code_of_the_application_is_not_spared() -> None:
             signal.raise_signal(signal.SIGINT)
 
 
-async def test_input_of_a_map_that_waits_for_something() -> None:
+@in_trio
+async def test_input_of_a_map_that_waits_for_something(anyio_backend: str) -> None:
     struck = []
 
     def blocking() -> Iterator[int]:
@@ -203,8 +209,8 @@ class Interrupted:
         return Interrupted, ()
 
 
-async def test_arguments_are_being_pickled() -> None:
-    """No matter of theirs. (asyncio raises it there, too, where it is struck twice.)"""
+@in_trio
+async def test_arguments_are_being_pickled(anyio_backend: str) -> None:
     with pytest.raises(KeyboardInterrupt):
         async with open_pool(
             1, initializer=targets.echo, initargs=(Interrupted(),), serializer=pickle
@@ -216,3 +222,45 @@ async def test_arguments_are_being_pickled() -> None:
         with pytest.raises(KeyboardInterrupt):
             await pool.map(targets.echo, [1, Interrupted(), 2])
         assert await pool.run(support.double, 1) == 2
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_task_is_cancelled_while_it_is_woken(anyio_backend: str) -> None:
+    """As a Ctrl-C does it under asyncio: in a signal handler, between any two lines."""
+
+    async def wait(waiter: Any) -> None:
+        await waiter
+
+    async def cancel_at(strikes_at: int) -> bool:
+        loop = current_loop()
+        waiter = waiter_in(loop)
+        task = asyncio.ensure_future(wait(waiter))
+        await asyncio.sleep(0)
+        lines = itertools.count(1)
+
+        def trace(frame: FrameType, event: str, arg: object) -> Any:
+            if frame.f_code.co_filename != _loops.__file__:
+                return None
+            if event == "line" and next(lines) == strikes_at:
+                task.cancel()
+            return trace
+
+        def wake() -> None:
+            sys.settrace(trace)
+            try:
+                waiter.wake()
+            finally:
+                sys.settrace(None)
+
+        failures: list[object] = []
+        loop.set_exception_handler(lambda _, context: failures.append(context))
+        loop.call_soon(wake)
+        await asyncio.wait([task])
+        loop.set_exception_handler(None)
+        assert failures == []
+        return next(lines) > strikes_at
+
+    strikes_at = 1
+    while await cancel_at(strikes_at):
+        strikes_at += 1
+    assert strikes_at > 5

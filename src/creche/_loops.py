@@ -238,6 +238,9 @@ class _AsyncioWaiter:
     """A future that can resume its task at once when it is woken, not in the loop's next round.
 
     Tasks accept anything that behaves as a future, which ``_asyncio_future_blocking`` tells them.
+
+    :meth:`cancel` may come in the middle of anything here: at a Ctrl-C, asyncio cancels its main
+    task in the signal handler.
     """
 
     __slots__ = ("_asyncio_future_blocking", "_awake", "_cancelled", "_context", "_loop", "_wakeup")
@@ -251,11 +254,12 @@ class _AsyncioWaiter:
 
     def wake(self) -> None:
         """Resume the task, which may run before this returns."""
-        if self._wakeup is None or asyncio.current_task(self._loop) is not None:
+        if asyncio.current_task(self._loop) is not None:
             self.wake_soon()  # one task cannot run inside of another
-        else:
-            self._awake = True
-            wakeup, self._wakeup = self._wakeup, None
+            return
+        self._awake = True
+        wakeup, self._wakeup = self._wakeup, None
+        if wakeup is not None:
             self._context.run(wakeup, self)
 
     def wake_soon(self) -> None:
