@@ -23,7 +23,7 @@ from support import TIMEOUT, announce, append_line, wait_for_ever
 import creche
 from creche import sync
 from creche._hub import _driver, _link, _shared
-from creche._hub._protocol import HubRef
+from creche._hub._protocol import HubRef, Op
 
 
 def call_method(obj: Any, name: str, *args: Any) -> Any:
@@ -547,3 +547,26 @@ async def use_for_ever_async(lock: sync.Lock, queue: sync.Queue[bytes]) -> None:
         async with lock:
             await queue.put(bytes(random.choice([1, 1000, 100_000])))
             await queue.get()
+
+
+def use_after_a_stop_while(
+    op: Op, tokens: sync.Lock | sync.Semaphore | sync.CapacityLimiter
+) -> bool:
+    """Be asked to stop just when ``op`` is to be told; return whether all is in order then."""
+    pack_request = _link.pack_request
+
+    def pack_and_strike(asked: Op, *args: Any) -> Any:
+        if asked is op:
+            _link.pack_request = pack_request
+            os.kill(os.getpid(), signal.SIGTERM)
+        return pack_request(asked, *args)
+
+    _link.pack_request = pack_and_strike
+    try:
+        with tokens:
+            pass
+    except creche.StopRequested:
+        with tokens:
+            pass
+        return True
+    return False

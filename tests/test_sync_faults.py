@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,7 +31,7 @@ from test_sync import STYLES, hub, pick, transport, until
 
 from creche import ProcessDied, ProcessStateError, StopPolicy, open_nursery, run_in_process, sync
 from creche._hub import _hub, _link, _sources
-from creche._hub._protocol import HELLO, HubRef, make_hello
+from creche._hub._protocol import HELLO, HubRef, Op, make_hello
 from creche._platform import _hub_sockets, hub_connect, hub_listen
 
 __all__ = ["hub", "transport"]
@@ -274,6 +274,23 @@ async def test_stopped_process_releases_in_order(
         nursery.cancel_scope.cancel()
     async with lock:
         assert lock.abandoned_by is None
+
+
+@pytest.mark.parametrize(
+    ("make_tokens", "op"),
+    [
+        (sync.Lock, Op.ACQUIRE),
+        (sync.Lock, Op.RELEASE),
+        (functools.partial(sync.CapacityLimiter, 1), Op.RELEASE),
+        (functools.partial(sync.Semaphore, 1), Op.ACQUIRE),
+        (functools.partial(sync.Semaphore, 1), Op.GOT),
+        (functools.partial(sync.Semaphore, 1), Op.RELEASE),
+    ],
+)
+async def test_stopped_process_goes_on_to_use_it(make_tokens: Callable[[], Any], op: Op) -> None:
+    """In a ``finally``, say: what it was about to take or to give back is not lost to it."""
+    with anyio.fail_after(TIMEOUT):
+        assert await run_in_process(targets.use_after_a_stop_while, op, make_tokens())
 
 
 # --- the owner ------------------------------------------------------------------------------------

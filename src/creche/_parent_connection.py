@@ -7,6 +7,7 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from ._errors import ProcessStateError
@@ -184,3 +185,12 @@ def parent_connection() -> ParentConnection | None:
     if _current is None or _current.pid != os.getpid():
         return None
     return _current
+
+
+def deferring_stop() -> AbstractContextManager[None]:
+    """Have a request to stop take effect at the end of the block, where this is a child."""
+    connection = parent_connection()
+    return _NOT_A_CHILD if connection is None else connection.stop.deferring()
+
+
+_NOT_A_CHILD = nullcontext()

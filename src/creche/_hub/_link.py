@@ -13,6 +13,7 @@ from collections.abc import Callable
 import anyio
 
 from .._multiprocessing import util
+from .._parent_connection import deferring_stop
 from .._platform import hub_connect
 from .._wire._framing import Section
 from ._connection import Connection
@@ -91,10 +92,11 @@ class Link:
 
     def _send(self, op: Op, obj: int, number: int, holder: int, body: Section) -> None:
         pieces: Section = []
-        with contextlib.suppress(IndexError):  # another thread may be at it, too
-            while self._later:
-                pieces += self._later.popleft()
-        self._connection.send([*pieces, *pack_request(op, obj, number, holder, body)])
+        with deferring_stop():
+            with contextlib.suppress(IndexError):  # another thread may be at it, too
+                while self._later:
+                    pieces += self._later.popleft()
+            self._connection.send([*pieces, *pack_request(op, obj, number, holder, body)])
 
     def call_soon(self, callback: Callable[[], None]) -> None:
         """Call back in the watcher. From any thread, in the middle of anything."""

@@ -10,7 +10,8 @@ import anyio
 from .._hub._protocol import Op, json_bytes
 from .._hub._shared import Shared
 from .._hub._states import LimiterState, LockState, SemaphoreState, check_tokens, not_held
-from .._hub._waits import AsyncWait, ThreadWait, current_holder
+from .._hub._waits import AsyncWait, ThreadWait, Wait, current_holder
+from .._parent_connection import deferring_stop
 from ._statistics import CapacityLimiterStatistics, LockStatistics, SemaphoreStatistics
 
 
@@ -62,12 +63,40 @@ class _Tokens(Shared):
 
         :raises anyio.BrokenResourceError: as :meth:`acquire`
         """
-        self._tell(Op.RELEASE)
+        with deferring_stop():
+            self._tell(Op.RELEASE)
 
     async def _acquire(self, op: Op) -> None:
-        raise NotImplementedError
+        holder, task = self._holder()
+        wait = AsyncWait(holder)
+        self._took(wait, task, await self._ask(op, wait))
 
     def _acquire_sync(self, op: Op, timeout: float | None) -> None:
+        holder, task = self._holder()
+        wait = ThreadWait(holder)
+        took = False
+        try:
+            value = self._ask_sync(op, wait, timeout)
+            with deferring_stop():
+                self._took(wait, task, value)
+                took = True
+        except BaseException:  # a request to stop, which comes at any moment
+            if took:
+                self.release()
+            else:
+                self._place().cancel(wait)
+            raise
+
+    def _holder(self) -> tuple[int, object]:
+        """Identify who is to own what is acquired: 0 for nobody, and the task, if it is one."""
+        return 0, None
+
+    def _took(self, wait: Wait, task: object, value: Any) -> None:
+        """Note that something was acquired.
+
+        :param wait: by which request
+        :param value: what the answer was
+        """
         raise NotImplementedError
 
     def _release_after(self, error: BaseException | None) -> None:
@@ -110,21 +139,11 @@ class _OwnTokens(_Tokens):
         # The tasks (none for threads), by their ids: so that no other gets the same id meanwhile.
         self._holders: dict[int, object] = {}
 
-    def _took(self, holder: int, task: object, value: Any) -> None:
-        self._holders[holder] = task
+    def _holder(self) -> tuple[int, object]:
+        return current_holder()
 
-    async def _acquire(self, op: Op) -> None:
-        holder, task = current_holder()
-        self._took(holder, task, await self._ask(op, AsyncWait(holder)))
-
-    def _acquire_sync(self, op: Op, timeout: float | None) -> None:
-        holder, task = current_holder()
-        wait = ThreadWait(holder)
-        try:
-            self._took(holder, task, self._ask_sync(op, wait, timeout))
-        except BaseException:  # a request to stop, which comes at any moment
-            self._place().cancel(wait)
-            raise
+    def _took(self, wait: Wait, task: object, value: Any) -> None:
+        self._holders[wait.holder] = task
 
     def release(self) -> None:
         """Release it; whoever waits first has it then. Never waits.
@@ -132,14 +151,15 @@ class _OwnTokens(_Tokens):
         :raises RuntimeError: if this task, or this thread outside of tasks, has not acquired it
         :raises anyio.BrokenResourceError: as :meth:`acquire`
         """
-        self._place()  # a fork has acquired nothing
-        holder, _ = current_holder()
-        if holder not in self._holders:
-            raise not_held(self._name)
-        try:
-            self._tell(Op.RELEASE, holder=holder)
-        finally:
-            del self._holders[holder]
+        with deferring_stop():
+            self._place()  # a fork has acquired nothing
+            holder, _ = current_holder()
+            if holder not in self._holders:
+                raise not_held(self._name)
+            try:
+                self._tell(Op.RELEASE, holder=holder)
+            finally:
+                del self._holders[holder]
 
 
 class Lock(_OwnTokens):
@@ -169,8 +189,8 @@ class Lock(_OwnTokens):
         """
         return self._abandoned_by
 
-    def _took(self, holder: int, task: object, value: Any) -> None:
-        super()._took(holder, task, value)
+    def _took(self, wait: Wait, task: object, value: Any) -> None:
+        super()._took(wait, task, value)
         self._abandoned_by = value
 
     async def statistics(self) -> LockStatistics:
@@ -206,14 +226,7 @@ class Semaphore(_Tokens):
             raise ValueError(f"initial_value must be zero or more, not {initial_value}")
         super().__init__(SemaphoreState(initial_value))
 
-    async def _acquire(self, op: Op) -> None:
-        wait = AsyncWait()
-        await self._ask(op, wait)
-        self._place().tell_later(Op.GOT, wait.number)
-
-    def _acquire_sync(self, op: Op, timeout: float | None) -> None:
-        wait = ThreadWait()
-        self._ask_sync(op, wait, timeout)
+    def _took(self, wait: Wait, task: object, value: Any) -> None:
         self._place().tell_later(Op.GOT, wait.number)
 
     async def statistics(self) -> SemaphoreStatistics:
