@@ -6,6 +6,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 from support import TIMEOUT
 
@@ -47,3 +48,20 @@ class Collector(logging.Handler):
     @property
     def messages(self) -> list[str]:
         return [record.getMessage() for record in self.records]
+
+
+@contextlib.contextmanager
+def failing_record_factory() -> Iterator[None]:
+    """Have none of creche's threads make a record in the block."""
+    factory = logging.getLogRecordFactory()
+
+    def fail(*args: Any, **fields: Any) -> logging.LogRecord:
+        if threading.current_thread().name.startswith("creche"):
+            raise LookupError("no request here")
+        return factory(*args, **fields)
+
+    logging.setLogRecordFactory(fail)
+    try:
+        yield
+    finally:
+        logging.setLogRecordFactory(factory)

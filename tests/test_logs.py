@@ -15,7 +15,7 @@ import anyio
 import pytest
 import support
 import talk_targets as targets
-from log_collector import Collector
+from log_collector import Collector, failing_record_factory
 from support import TIMEOUT, Announcements
 
 from creche import (
@@ -185,19 +185,10 @@ async def test_handler_that_fails_on_everything(collector: Collector) -> None:
 
 
 async def test_record_factory_that_fails(collector: Collector) -> None:
-    def fail(*args: Any, **fields: Any) -> logging.LogRecord:
-        if threading.current_thread().name.startswith("creche"):
-            raise LookupError("no request here")
-        return factory(*args, **fields)
-
-    factory = logging.getLogRecordFactory()
     never = StopPolicy(exit_timeout=math.inf)
     with anyio.fail_after(TIMEOUT):
-        logging.setLogRecordFactory(fail)
-        try:
+        with failing_record_factory():
             await run_in_process(targets.log_all, 1, logs=True, stop=never)
-        finally:
-            logging.setLogRecordFactory(factory)
         await run_in_process(targets.log_all, 2000, logs=True, stop=never)
     assert collector.messages == expected(2000)
 

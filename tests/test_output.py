@@ -17,7 +17,7 @@ from typing import Any
 import anyio
 import output_targets as targets
 import pytest
-from log_collector import Collector
+from log_collector import Collector, failing_record_factory
 from support import (
     TIMEOUT,
     Announcements,
@@ -198,20 +198,10 @@ async def test_filter_that_fails_costs_its_line_alone(
 
 async def test_record_factory_that_fails(collector: Collector) -> None:
     """It fails on what creche logs of that, too."""
-
-    def fail(*args: Any, **fields: Any) -> logging.LogRecord:
-        if threading.current_thread().name.startswith("creche"):
-            raise LookupError("no request here")
-        return factory(*args, **fields)
-
-    factory = logging.getLogRecordFactory()
     never = StopPolicy(exit_timeout=math.inf)
     with anyio.fail_after(TIMEOUT):
-        logging.setLogRecordFactory(fail)
-        try:
+        with failing_record_factory():
             await run_in_process(targets.write, "lost\n", stdout=LOGGER, stop=never)
-        finally:
-            logging.setLogRecordFactory(factory)
         # More than may wait for its turn.
         await run_in_process(targets.count_up, 10_000, 60, stdout=LOGGER, stop=never)
     assert len(collector.messages) == 10_000
