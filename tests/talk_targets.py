@@ -17,6 +17,7 @@ from support import RefusesUnpickling, announce
 
 from creche import StopRequested, from_process, in_process
 from creche._parent_connection import ParentConnection, parent_connection
+from creche._pool._pool_connection import PoolConnection
 
 REQUEST_ID: contextvars.ContextVar[str] = contextvars.ContextVar("REQUEST_ID", default="none")
 
@@ -358,6 +359,24 @@ def report_then_wait(count: int) -> None:
 def report_and_die(count: int) -> None:
     report_all(count)
     os._exit(3)
+
+
+def report_while_sending(count: int) -> str:
+    """In a worker: be interrupted in the middle of each report by what reports, too."""
+    (connection,) = (obj for obj in gc.get_objects() if isinstance(obj, PoolConnection))
+    wire: Any = connection._wire
+    write = wire.write
+    interrupting = False
+
+    def write_interrupted(data: bytes) -> None:
+        nonlocal interrupting
+        interrupting = not interrupting  # or there would be no end
+        if interrupting:
+            from_process.report(-1)
+        write(data)
+
+    wire.write = write_interrupted
+    return report_all(count)  # so is the answer
 
 
 def report_wrongly(*args: Any) -> str:

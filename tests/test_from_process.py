@@ -19,6 +19,7 @@ from support import (
     Announcements,
     RefusesPickling,
     RefusesUnpickling,
+    double,
     make_lambda,
     open_descriptors,
     payload,
@@ -517,6 +518,21 @@ async def test_reports_of_a_call_in_a_pool(timeout: float | None, start_method: 
         assert await pool.run(targets.report_all, 10) == "done"  # heard by nobody
         assert len(await pool.map(targets.report_all, range(5))) == 5
         assert await pool.run(targets.report_from_threads, 50) == "done"
+
+
+async def test_report_in_the_middle_of_another_message() -> None:
+    """In a finalizer, or a signal handler. A call that has ended reports nothing to the next."""
+    reports: list[float] = []
+
+    def on_progress(progress: Progress) -> None:
+        reports.append(progress.done)
+
+    async with open_pool(1) as pool:
+        with anyio.fail_after(TIMEOUT):
+            await pool.run(targets.report_while_sending, 3, on_progress=on_progress)
+        assert reports == [1, -1, 2, -1, 3, -1]
+        assert await pool.run(double, 2, on_progress=on_progress) == 4
+    assert len(reports) == 6
 
 
 async def test_on_progress_that_fails(caplog: pytest.LogCaptureFixture) -> None:
