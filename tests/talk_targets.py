@@ -7,15 +7,18 @@ import contextvars
 import gc
 import logging
 import os
+import select
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, NoReturn
+from unittest import mock
 
 import anyio
 from support import RefusesUnpickling, announce
 
-from creche import StopRequested, from_process, in_process
+from creche import ProcessStateError, StopRequested, _parent_requests, from_process, in_process
 from creche._parent_connection import ParentConnection, parent_connection
 from creche._pool._pool_connection import PoolConnection
 
@@ -97,6 +100,15 @@ async def wait_noting_the_end(path: str | None = None) -> None:
         noted.append("cancelled")
         if path is not None:
             announce(path, "cancelled")
+
+
+async def wait_for_note(value: str) -> str:
+    """Tell when that begins and when it ends."""
+    noted.append(f"{value} begun")
+    while value not in noted:
+        await anyio.sleep(0.001)
+    noted.append(f"{value} over")
+    return value
 
 
 async def echo_after(seconds: float, value: Any) -> Any:
@@ -233,6 +245,105 @@ def ask_while_unwinding(path: str) -> None:
         ask_for_ever(path)
     finally:
         announce(path, from_process.run_sync(add, 20, 3))
+
+
+def ask_when_signalled(number: int) -> list[str]:
+    """Ask in a signal handler, which interrupts this in the middle of a request."""
+    values: list[str] = []
+
+    def ask(*_: object) -> None:
+        from_process.run_sync(note, "outer")
+        values.append(from_process.run(wait_for_note, "outer over"))  # its reply comes before this
+
+    signal.signal(number, ask)
+    values.append(from_process.run(wait_for_note, "outer"))
+    return values
+
+
+async def block_over_waiting_task(path: str) -> list[str]:
+    """A thread reads the line for a task, and for a blocking request in the task's event loop."""
+    values: list[str] = []
+
+    def ask() -> None:
+        values.append(from_process.run(wait_for_note, "thread"))
+        announce(path, "the thread has left")
+
+    async def wait() -> None:
+        values.append(await from_process.arun(wait_for_note, "task"))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    while not from_process.run_sync(was_noted, "thread begun"):
+        time.sleep(0.001)
+    async with anyio.create_task_group() as task_group:
+        task_group.start_soon(wait)
+        while not await from_process.arun_sync(was_noted, "task begun"):
+            await anyio.sleep(0.001)
+        values.append(from_process.run(wait_for_note, "blocking"))
+    thread.join()
+    return values
+
+
+async def take_replies_from_the_event_loop(rounds: int) -> list[int]:
+    """Block the event loop when it has seen that a reply is there, and has not received it."""
+    values: list[int] = []
+    from_process.run_sync(add, 1, 2)
+
+    async def wait(number: int) -> None:
+        values.append(await from_process.arun_sync(add, number, number))
+
+    for number in range(rounds):
+        async with anyio.create_task_group() as task_group:
+            task_group.start_soon(wait, number)
+            while not requests_to_parent()._waiting:
+                await anyio.sleep(0)
+            poller = select.poll()
+            poller.register(requests_to_parent()._line, select.POLLIN)
+            poller.poll()
+            await anyio.sleep(0)
+            from_process.run_sync(add, 1, 2)
+    return values
+
+
+def requests_to_parent() -> Any:
+    requests = _parent_requests._requests
+    assert requests is not None
+    return requests[1]
+
+
+def ask_while_asking(where: str) -> list[str]:
+    """Be interrupted in the middle of something by what asks the parent, too."""
+    errors: list[str] = []
+    interrupting = True
+
+    def interrupted(func: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*args: Any) -> Any:
+            nonlocal interrupting
+            if interrupting:
+                interrupting = False
+                try:
+                    from_process.run_sync(add, 1, 2)
+                except ProcessStateError as error:
+                    errors.append(str(error))
+            return func(*args)
+
+        return wrapper
+
+    connection: Any = connection_to_parent()
+    if where == "opening":
+        connection.open_line = interrupted(connection.open_line)
+    else:
+        assert from_process.run_sync(add, 1, 2) == 3
+        interrupting = True
+        if where == "wire":
+            connection._wire.send = interrupted(connection._wire.send)
+        else:
+            line, (attribute, method) = requests_to_parent()._line, where.split(".")
+            inner = getattr(line, attribute)
+            outer = mock.Mock(wraps=inner, **{method: interrupted(getattr(inner, method))})
+            setattr(line, attribute, outer)
+    assert from_process.run_sync(add, 1, 2) == 3
+    return errors
 
 
 def wait_in_parent(path: str) -> None:

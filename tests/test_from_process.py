@@ -23,6 +23,7 @@ from support import (
     make_lambda,
     open_descriptors,
     payload,
+    until,
     write_garbage,
 )
 
@@ -193,6 +194,53 @@ async def test_many_threads_and_tasks_at_once(run: Run) -> None:
 
 async def test_blocking_request_in_an_event_loop_that_reads(run: Run) -> None:
     assert await run(targets.block_while_another_task_waits) == [3, "first"]
+
+
+async def test_request_in_a_signal_handler() -> None:
+    """What it receives for the request that it interrupts is not lost."""
+    process = AsyncProcess(target=targets.ask_when_signalled, args=(signal.SIGUSR1,))
+    await process.start()
+    await until(lambda: "outer begun" in targets.noted)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGUSR1)
+    with anyio.fail_after(TIMEOUT):
+        assert await process == ["outer over", "outer"]
+
+
+async def test_blocking_request_while_another_thread_reads(announcements: Announcements) -> None:
+    """When the thread has its reply, the task cannot read: its event loop is blocked."""
+    process = AsyncProcess(target=targets.block_over_waiting_task, args=(announcements.path,))
+    await process.start()
+    await until(lambda: "blocking begun" in targets.noted)
+    targets.note("thread")
+    assert await announcements.get() == "the thread has left"
+    targets.note("blocking")
+    await until(lambda: "blocking over" in targets.noted)
+    targets.note("task")
+    with anyio.fail_after(TIMEOUT):
+        assert await process == ["thread", "blocking", "task"]
+
+
+async def test_blocking_request_takes_what_the_event_loop_was_to_receive() -> None:
+    with anyio.fail_after(TIMEOUT):
+        values = await run_in_process(targets.take_replies_from_the_event_loop, 20)
+    assert values == [2 * number for number in range(20)]
+
+
+@pytest.mark.parametrize("where", ["opening", "_sock.sendall", "_messages.feed"])
+async def test_request_in_the_middle_of_another(where: str) -> None:
+    """In a finalizer, or a signal handler: it cannot wait for what waits for it."""
+    with anyio.fail_after(TIMEOUT):
+        (error,) = await run_in_process(targets.ask_while_asking, where)
+    assert "cannot ask the parent" in error
+
+
+async def test_request_in_the_middle_of_another_over_the_wire(way: str) -> None:
+    where = "wire" if way == "wire" else "_sock.sendall"
+    async with open_pool(1, start_method="fork") as pool:
+        with anyio.fail_after(TIMEOUT):
+            (error,) = await pool.run(targets.ask_while_asking, where)
+    assert "cannot ask the parent" in error
 
 
 async def test_system_exit_in_the_parent_is_the_childs() -> None:
