@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing import util
 from typing import Any, ClassVar, NoReturn
 from unittest import mock
 
@@ -581,6 +582,24 @@ def log_from_threads(count: int) -> None:
         thread.start()
     for thread in threads:
         thread.join()
+
+
+def log_after_the_end(count: int) -> str:
+    """Leave a thread behind that logs and reports when the outcome has been sent."""
+
+    def work() -> None:
+        threading.main_thread().join()
+        log_all(count)
+        from_process.report(count)
+
+    threading.Thread(target=work).start()
+    return "returned"
+
+
+def log_at_exit(count: int) -> None:
+    util.Finalize(None, log_all, args=(count,), exitpriority=0)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(1000)
 
 
 def log_before_dying(announcements: str, count: int) -> None:
