@@ -7,13 +7,14 @@ import contextvars
 import gc
 import logging
 import os
+import pickle
 import select
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing import util
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn, SupportsIndex
 from unittest import mock
 
 import anyio
@@ -554,11 +555,19 @@ def log_then(func: Callable[..., Any], *args: Any) -> Any:
     return func(*args)
 
 
+class HasABuffer:
+    """Keeps its data out of the pickle, where it is asked to, as the arrays of NumPy do."""
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
+        return bytes, (pickle.PickleBuffer(b"data"),)
+
+
 def log_exception() -> None:
     try:
         fail("oh")
     except LookupError:
-        logger.exception("it failed", extra={"answer": 42, "odd": threading.Lock()})
+        extra = {"answer": 42, "odd": threading.Lock(), "array": HasABuffer()}
+        logger.exception("it failed", extra=extra)
 
 
 def log_what_cannot_be_unpickled() -> None:

@@ -178,6 +178,7 @@ async def test_exceptions_and_extras(collector: Collector) -> None:
     (record,) = collector.records
     assert "LookupError: oh" in (record.exc_text or "")
     assert record.__dict__["answer"] == 42
+    assert record.__dict__["array"] == b"data"
     assert "lock" in record.__dict__["odd"]  # what cannot be pickled comes as text
 
 
