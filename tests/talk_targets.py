@@ -113,6 +113,16 @@ async def wait_for_note(value: str) -> str:
     return value
 
 
+async def end_slowly() -> None:
+    noted.append("begun")
+    try:
+        await anyio.sleep_forever()
+    finally:
+        with anyio.CancelScope(shield=True):
+            await anyio.sleep(0.05)
+        noted.append("over")
+
+
 async def echo_after(seconds: float, value: Any) -> Any:
     await anyio.sleep(seconds)
     return value
@@ -233,6 +243,12 @@ def leave_request_behind(path: str) -> str:
     while not from_process.run_sync(was_noted, "begun"):
         time.sleep(0.001)
     return "returned"
+
+
+def leave_slow_request_behind(gate: str) -> None:
+    threading.Thread(target=from_process.run, args=(end_slowly,), daemon=True).start()
+    with open(gate, "rb"):
+        pass
 
 
 def ask_for_ever(path: str) -> None:

@@ -337,6 +337,21 @@ async def test_request_that_outlives_the_function(announcements: Announcements) 
     assert targets.noted == ["begun", "cancelled"]
 
 
+async def test_cancellation_when_the_process_has_just_ended(tmp_path: Path) -> None:
+    """What runs on its behalf is over all the same."""
+    gate = str(tmp_path / "gate")
+    os.mkfifo(gate)
+    process = AsyncProcess(target=targets.leave_slow_request_behind, args=(gate,))
+    async with anyio.create_task_group() as task_group:
+        task_group.start_soon(process.result)
+        await until(lambda: "begun" in targets.noted)
+        with open(gate, "wb"):
+            pass
+        assert process._handle.finished.wait_in_thread(TIMEOUT)  # nobody has heard of that
+        task_group.cancel_scope.cancel()
+    assert targets.noted == ["begun", "over"]
+
+
 async def test_withdrawn_request(announcements: Announcements, run: Run) -> None:
     assert await run(targets.give_up_waiting, announcements.path) == "still there"
     assert await announcements.get() == "begun"

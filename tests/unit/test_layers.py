@@ -39,6 +39,7 @@ LAYERS = [
         "_output_stream",
         "_starter",
         "_loops",
+        "_shielded",
         "_multiprocessing",
         "_lifecycle",
         "_stop_policy",
