@@ -17,12 +17,15 @@ import talk_targets as targets
 from support import (
     TIMEOUT,
     Announcements,
+    LeavesOnUnpickling,
     RefusesPickling,
     RefusesUnpickling,
+    Unprintable,
     double,
     make_lambda,
     open_descriptors,
     payload,
+    raise_type,
     until,
     write_garbage,
 )
@@ -171,6 +174,8 @@ async def test_what_cannot_be_unpickled(run: Run) -> None:
         await run(_request_with, RefusesUnpickling)
     with pytest.raises(SerializationError, match="could not be unpickled"):
         await run(targets.run_sync, targets.give, RefusesUnpickling)
+    with pytest.raises(SerializationError, match="could not be unpickled"):
+        await run(targets.run_sync, targets.give, LeavesOnUnpickling, raise_type, Unprintable)
 
 
 async def test_context_variables_of_the_starter(run: Run) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 
+from .._errors import text_of
 from ._events import (
     ChildExited,
     ChildReady,
@@ -41,12 +42,12 @@ def _describe(event: SupervisorEvent) -> tuple[int, str]:
         case ChildExited(stopped=True):
             return (
                 logging.WARNING,
-                f"{_child(event)} was stopped, and failed at that: {event.exception}",
+                f"{_child(event)} was stopped, and failed at that: {text_of(event.exception)}",
             )
         case ChildExited(exception=None):
             return logging.INFO, f"{_child(event)} has ended"
         case ChildExited():
-            return logging.WARNING, f"{_child(event)} has failed: {event.exception}"
+            return logging.WARNING, f"{_child(event)} has failed: {text_of(event.exception)}"
         case ChildRestarting():
             when = "at once" if event.delay == 0 else f"in {event.delay:.3f} seconds"
             return logging.WARNING, f"child {event.child!r} is started again {when}"
