@@ -14,6 +14,7 @@ from typing import Any
 import anyio
 import pytest
 import talk_targets as targets
+from log_collector import Collector
 from support import (
     TIMEOUT,
     Announcements,
@@ -603,13 +604,21 @@ async def test_report_in_the_middle_of_another_message() -> None:
     assert len(reports) == 6
 
 
-async def test_on_progress_that_fails(caplog: pytest.LogCaptureFixture) -> None:
-    def fail(progress: Progress) -> None:
-        raise LookupError("oh")
+def fail(progress: Progress) -> None:
+    raise LookupError("oh")
 
+
+async def test_on_progress_that_fails(caplog: pytest.LogCaptureFixture) -> None:
     async with open_pool(1) as pool:
         assert await pool.run(targets.report_all, 2, on_progress=fail) == "done"
     assert caplog.text.count("on_progress of a call") == 2
+
+
+async def test_on_progress_whose_failure_cannot_be_logged() -> None:
+    """That is in the event loop, and must not end it."""
+    async with open_pool(1) as pool:
+        with Collector().failing_on("creche"):
+            assert await pool.run(targets.report_all, 2, on_progress=fail) == "done"
 
 
 async def test_progress_of_a_process_that_never_starts() -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 
 from .._errors import text_of
+from .._own_log import log
 from ._events import (
     ChildExited,
     ChildReady,
@@ -27,7 +28,7 @@ def log_event(event: SupervisorEvent) -> None:
         # Once for each failure: where the child has ended.
         exc_info = exception if isinstance(event, ChildExited) else None
         extra = {"event": type(event).__name__, **fields}
-        _logger.log(level, "%s: %s", event.supervisor, text, exc_info=exc_info, extra=extra)
+        log(_logger, level, "%s: %s", event.supervisor, text, exc_info=exc_info, extra=extra)
 
 
 def _describe(event: SupervisorEvent) -> tuple[int, str]:
