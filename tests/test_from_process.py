@@ -497,6 +497,17 @@ async def test_deferred_cancellation_in_a_pool(announcements: Announcements) -> 
         assert [await announcements.get() for _ in range(2)] == ["cancelled", "unwound"]
 
 
+async def test_deferred_cancellation_of_an_async_function_in_a_pool(
+    announcements: Announcements,
+) -> None:
+    async with open_pool(1, stop=StopPolicy(grace=TIMEOUT)) as pool:
+        async with anyio.create_task_group() as task_group:
+            task_group.start_soon(pool.run, targets.defer_async, announcements.path)
+            assert await announcements.get() == "working"
+            task_group.cancel_scope.cancel()
+        assert [await announcements.get() for _ in range(2)] == ["finished", "unwound"]
+
+
 async def test_deferred_cancellation_of_an_async_function(announcements: Announcements) -> None:
     process = AsyncProcess(target=targets.defer_async, args=(announcements.path,))
     await process.start()

@@ -176,7 +176,7 @@ def deferred_cancellation() -> AbstractContextManager[None]:
 
     :raises ProcessStateError: if this process was not started by creche
     """
-    return _connection("deferred_cancellation()").stop.deferring()
+    return _connection("deferred_cancellation()").stop.deferring_function()
 
 
 def current_process() -> CurrentProcess:
