@@ -421,26 +421,34 @@ async def test_function_that_waits_for_the_process_that_called_it(func: Run) -> 
         await process
 
 
-def test_closed_event_loop(announcements: Announcements) -> None:
-    """A process that is still there when its event loop is closed hears that from its requests."""
+@pytest.mark.parametrize("before", [False, True])
+def test_closed_event_loop(anyio_backend: str, announcements: Announcements, before: bool) -> None:
+    """A process that is still there when its event loop is closed hears that from its requests.
+
+    :param before: whether it has made one before
+    """
 
     async def start() -> AsyncProcess[Any]:
-        process = AsyncProcess(target=_ask_when_told, args=(announcements.path, gate))
+        process = AsyncProcess(target=_ask_when_told, args=(announcements.path, gate, before))
         await process.start()
+        if before:
+            await until(lambda: targets.noted)
         return process
 
     gate = f"{announcements.path}-gate"
     os.mkfifo(gate)
-    process = anyio.run(start)
+    process = anyio.run(start, backend=anyio_backend)
     with open(gate, "wb"):
         pass
     assert announcements.get_blocking() == "ProcessStateError"
     assert process._handle.finished.wait_in_thread(TIMEOUT)
 
 
-def _ask_when_told(path: str, gate: str) -> None:
+def _ask_when_told(path: str, gate: str, before: bool) -> None:
     from support import announce
 
+    if before:
+        from_process.run_sync(targets.note, "before")
     with open(gate, "rb") as file:
         file.read()
     try:

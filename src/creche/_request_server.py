@@ -6,6 +6,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
+from ._loop_end import LoopEnd
 from ._loop_poller import loop_poller
 from ._loops import EventLoop, loop_context, post, post_in
 from ._platform import ParentWire
@@ -45,6 +46,7 @@ class RequestServer:
         self._threads = threads
         self._send_over_wire = send
         self._line: ParentWire | None = None
+        self._loop_end: LoopEnd | None = None
         self._messages = MessageReader()
         self._calls: ServedCalls[int] = ServedCalls(loop)
         self._closed = False
@@ -97,6 +99,7 @@ class RequestServer:
             return
         make: Any = ParentWire  # of sockets, as there are lines
         self._line = line = make(sock)
+        self._loop_end = LoopEnd(self._close_line)  # or the process would wait for ever
         line.attach(loop_poller(self._loop), self._receive_line)
 
     def _receive_line(self, data: bytes) -> None:
@@ -113,6 +116,8 @@ class RequestServer:
         line, self._line = self._line, None
         if line is not None:
             line.close()
+            if self._loop_end is not None:
+                self._loop_end.forget()
 
     def _serve(self, message: Message) -> None:
         if message[0] == FrameKind.WITHDRAWN:

@@ -39,6 +39,7 @@ LAYERS = [
         "_output_stream",
         "_starter",
         "_loops",
+        "_loop_end",
         "_shielded",
         "_multiprocessing",
         "_lifecycle",
