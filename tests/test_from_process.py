@@ -49,6 +49,7 @@ from creche import (
     run_in_process,
 )
 from creche._platform._posix_wire import ChildWire
+from creche._progress_feed import ProgressFeed
 from creche._wire._framing import FrameKind, Section, pack
 
 pytestmark = pytest.mark.anyio
@@ -552,6 +553,29 @@ async def test_progress_step_by_step(tmp_path: Path, start_method: str) -> None:
                     seen.append(progress)
                     file.write(b"x")
     assert seen == [Progress(index + 0.5) for index in range(3)]
+
+
+async def test_reader_that_never_waits_lets_others_run() -> None:
+    """Nor does it escape its cancellation, which loses nothing."""
+    feed = ProgressFeed()
+    reports = aiter(feed)
+    others_run = anyio.Event()
+    async with anyio.create_task_group() as task_group:
+        task_group.start_soon(_set, others_run)
+        for number in range(10):
+            feed._report(Progress(number))
+            assert await anext(reports) == Progress(number)
+        assert others_run.is_set()
+    feed._report(Progress(10))
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await anext(reports)
+    assert scope.cancelled_caught
+    assert await anext(reports) == Progress(10)
+
+
+async def _set(event: anyio.Event) -> None:
+    event.set()
 
 
 async def test_slow_reader_gets_the_newest(anyio_backend: str) -> None:
