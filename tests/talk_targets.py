@@ -18,6 +18,7 @@ from typing import Any, ClassVar, NoReturn, SupportsIndex
 from unittest import mock
 
 import anyio
+import anyio.to_thread
 from support import RefusesUnpickling, announce
 
 from creche import ProcessStateError, StopRequested, _parent_requests, from_process, in_process
@@ -231,6 +232,36 @@ async def give_up_waiting(path: str) -> str:
             scope.cancel()
     # The connection is as good as before.
     return await from_process.arun(echo_after, 0.0, "still there")
+
+
+class UnpicklesWhenTold:
+    """Says when it is being unpickled, and waits for somebody to open the gate, a FIFO."""
+
+    def __init__(self, path: str, gate: str) -> None:
+        self._args = path, gate
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickle_when_told, self._args
+
+
+def _unpickle_when_told(path: str, gate: str) -> None:
+    announce(path, "unpickling")
+    with open(gate, "rb"):
+        pass
+
+
+async def begin(*_: object) -> None:
+    noted.append("begun")
+
+
+async def give_up_what_is_being_unpickled(path: str, told: str, gate: str) -> None:
+    async with anyio.create_task_group() as task_group:
+        argument = UnpicklesWhenTold(path, gate), list(range(200_000))  # too heavy for the loop
+        task_group.start_soon(from_process.arun, begin, argument)
+        with await anyio.to_thread.run_sync(open, told):
+            pass
+        task_group.cancel_scope.cancel()
+    await from_process.arun_sync(note, "given up")
 
 
 def was_noted(value: Any) -> bool:

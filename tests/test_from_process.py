@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import pytest
 import talk_targets as targets
 from log_collector import Collector
@@ -50,6 +51,7 @@ from creche import (
 )
 from creche._platform._posix_wire import ChildWire
 from creche._progress_feed import ProgressFeed
+from creche._runtime import runtime
 from creche._wire._framing import FrameKind, Section, pack
 
 pytestmark = pytest.mark.anyio
@@ -363,6 +365,30 @@ async def test_withdrawn_request(announcements: Announcements, run: Run) -> None
     assert await run(targets.give_up_waiting, announcements.path) == "still there"
     assert await announcements.get() == "begun"
     assert await announcements.get() == "cancelled"
+
+
+async def test_request_that_is_withdrawn_while_it_is_unpickled(
+    announcements: Announcements, tmp_path: Path
+) -> None:
+    told, gate = str(tmp_path / "told"), str(tmp_path / "gate")
+    os.mkfifo(told)
+    os.mkfifo(gate)
+    target = targets.give_up_what_is_being_unpickled
+    async with AsyncProcess(target=target, args=(announcements.path, told, gate)) as process:
+        assert await announcements.get() == "unpickling"
+        await anyio.to_thread.run_sync(_open_gate, told)
+        await until(lambda: "given up" in targets.noted)
+        await anyio.to_thread.run_sync(_open_gate, gate)
+        picklers = runtime().picklers
+        await until(lambda: picklers._idle == picklers._threads and not picklers._jobs)
+        await anyio.wait_all_tasks_blocked()
+        await process
+    assert targets.noted == ["given up"]
+
+
+def _open_gate(path: str) -> None:
+    with open(path, "wb"):
+        pass
 
 
 async def test_withdrawn_request_over_the_wire(announcements: Announcements, way: str) -> None:

@@ -49,6 +49,7 @@ class RequestServer:
         self._loop_end: LoopEnd | None = None
         self._messages = MessageReader()
         self._calls: ServedCalls[int] = ServedCalls(loop)
+        self._loading: set[int] = set()  # numbers of requests that a thread unpickles
         self._closed = False
 
     # --- from the watcher -----------------------------------------------------------------------
@@ -121,8 +122,10 @@ class RequestServer:
 
     def _serve(self, message: Message) -> None:
         if message[0] == FrameKind.WITHDRAWN:
+            self._loading.discard(number_of(message))
             self._calls.cancel(number_of(message))
         elif is_heavy(message):
+            self._loading.add(number_of(message))
             self._in_thread(lambda: self._load(message))
         else:
             self._load(message)
@@ -133,11 +136,23 @@ class RequestServer:
             func, args = decode_request(message)
         except BaseException as error:
             failure = failure_message(FrameKind.BAD_CALL, error)
-            self._reply_from_thread(encode_reply(number_of(message), failure))
+            reply = encode_reply(number_of(message), failure)
+            self._post(lambda: self._refuse(message, reply))
             return
         if is_heavy(message):
-            self._post(lambda: self._call(message, func, args))
+            self._post(lambda: self._call_loaded(message, func, args))
         else:
+            self._call(message, func, args)
+
+    def _refuse(self, message: Message, reply: bytes) -> None:
+        self._loading.discard(number_of(message))
+        self._reply(reply)
+
+    def _call_loaded(
+        self, message: Message, func: Callable[..., Any], args: tuple[Any, ...]
+    ) -> None:
+        if number_of(message) in self._loading:  # not withdrawn meanwhile
+            self._loading.remove(number_of(message))
             self._call(message, func, args)
 
     def _call(self, message: Message, func: Callable[..., Any], args: tuple[Any, ...]) -> None:
