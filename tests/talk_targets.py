@@ -7,16 +7,23 @@ import contextvars
 import gc
 import logging
 import os
+import pickle
+import select
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, NoReturn
+from multiprocessing import util
+from typing import Any, ClassVar, NoReturn, SupportsIndex
+from unittest import mock
 
 import anyio
+import anyio.to_thread
 from support import RefusesUnpickling, announce
 
-from creche import StopRequested, from_process, in_process
+from creche import ProcessStateError, StopRequested, _parent_requests, from_process, in_process
 from creche._parent_connection import ParentConnection, parent_connection
+from creche._pool._pool_connection import PoolConnection
 
 REQUEST_ID: contextvars.ContextVar[str] = contextvars.ContextVar("REQUEST_ID", default="none")
 
@@ -96,6 +103,25 @@ async def wait_noting_the_end(path: str | None = None) -> None:
         noted.append("cancelled")
         if path is not None:
             announce(path, "cancelled")
+
+
+async def wait_for_note(value: str) -> str:
+    """Tell when that begins and when it ends."""
+    noted.append(f"{value} begun")
+    while value not in noted:
+        await anyio.sleep(0.001)
+    noted.append(f"{value} over")
+    return value
+
+
+async def end_slowly() -> None:
+    noted.append("begun")
+    try:
+        await anyio.sleep_forever()
+    finally:
+        with anyio.CancelScope(shield=True):
+            await anyio.sleep(0.05)
+        noted.append("over")
 
 
 async def echo_after(seconds: float, value: Any) -> Any:
@@ -208,6 +234,36 @@ async def give_up_waiting(path: str) -> str:
     return await from_process.arun(echo_after, 0.0, "still there")
 
 
+class UnpicklesWhenTold:
+    """Says when it is being unpickled, and waits for somebody to open the gate, a FIFO."""
+
+    def __init__(self, path: str, gate: str) -> None:
+        self._args = path, gate
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickle_when_told, self._args
+
+
+def _unpickle_when_told(path: str, gate: str) -> None:
+    announce(path, "unpickling")
+    with open(gate, "rb"):
+        pass
+
+
+async def begin(*_: object) -> None:
+    noted.append("begun")
+
+
+async def give_up_what_is_being_unpickled(path: str, told: str, gate: str) -> None:
+    async with anyio.create_task_group() as task_group:
+        argument = UnpicklesWhenTold(path, gate), list(range(200_000))  # too heavy for the loop
+        task_group.start_soon(from_process.arun, begin, argument)
+        with await anyio.to_thread.run_sync(open, told):
+            pass
+        task_group.cancel_scope.cancel()
+    await from_process.arun_sync(note, "given up")
+
+
 def was_noted(value: Any) -> bool:
     return value in noted
 
@@ -218,6 +274,12 @@ def leave_request_behind(path: str) -> str:
     while not from_process.run_sync(was_noted, "begun"):
         time.sleep(0.001)
     return "returned"
+
+
+def leave_slow_request_behind(gate: str) -> None:
+    threading.Thread(target=from_process.run, args=(end_slowly,), daemon=True).start()
+    with open(gate, "rb"):
+        pass
 
 
 def ask_for_ever(path: str) -> None:
@@ -232,6 +294,105 @@ def ask_while_unwinding(path: str) -> None:
         ask_for_ever(path)
     finally:
         announce(path, from_process.run_sync(add, 20, 3))
+
+
+def ask_when_signalled(number: int) -> list[str]:
+    """Ask in a signal handler, which interrupts this in the middle of a request."""
+    values: list[str] = []
+
+    def ask(*_: object) -> None:
+        from_process.run_sync(note, "outer")
+        values.append(from_process.run(wait_for_note, "outer over"))  # its reply comes before this
+
+    signal.signal(number, ask)
+    values.append(from_process.run(wait_for_note, "outer"))
+    return values
+
+
+async def block_over_waiting_task(path: str) -> list[str]:
+    """A thread reads the line for a task, and for a blocking request in the task's event loop."""
+    values: list[str] = []
+
+    def ask() -> None:
+        values.append(from_process.run(wait_for_note, "thread"))
+        announce(path, "the thread has left")
+
+    async def wait() -> None:
+        values.append(await from_process.arun(wait_for_note, "task"))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    while not from_process.run_sync(was_noted, "thread begun"):
+        time.sleep(0.001)
+    async with anyio.create_task_group() as task_group:
+        task_group.start_soon(wait)
+        while not await from_process.arun_sync(was_noted, "task begun"):
+            await anyio.sleep(0.001)
+        values.append(from_process.run(wait_for_note, "blocking"))
+    thread.join()
+    return values
+
+
+async def take_replies_from_the_event_loop(rounds: int) -> list[int]:
+    """Block the event loop when it has seen that a reply is there, and has not received it."""
+    values: list[int] = []
+    from_process.run_sync(add, 1, 2)
+
+    async def wait(number: int) -> None:
+        values.append(await from_process.arun_sync(add, number, number))
+
+    for number in range(rounds):
+        async with anyio.create_task_group() as task_group:
+            task_group.start_soon(wait, number)
+            while not requests_to_parent()._waiting:
+                await anyio.sleep(0)
+            poller = select.poll()
+            poller.register(requests_to_parent()._line, select.POLLIN)
+            poller.poll()
+            await anyio.sleep(0)
+            from_process.run_sync(add, 1, 2)
+    return values
+
+
+def requests_to_parent() -> Any:
+    requests = _parent_requests._requests
+    assert requests is not None
+    return requests[1]
+
+
+def ask_while_asking(where: str) -> list[str]:
+    """Be interrupted in the middle of something by what asks the parent, too."""
+    errors: list[str] = []
+    interrupting = True
+
+    def interrupted(func: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*args: Any) -> Any:
+            nonlocal interrupting
+            if interrupting:
+                interrupting = False
+                try:
+                    from_process.run_sync(add, 1, 2)
+                except ProcessStateError as error:
+                    errors.append(str(error))
+            return func(*args)
+
+        return wrapper
+
+    connection: Any = connection_to_parent()
+    if where == "opening":
+        connection.open_line = interrupted(connection.open_line)
+    else:
+        assert from_process.run_sync(add, 1, 2) == 3
+        interrupting = True
+        if where == "wire":
+            connection._wire.send = interrupted(connection._wire.send)
+        else:
+            line, (attribute, method) = requests_to_parent()._line, where.split(".")
+            inner = getattr(line, attribute)
+            outer = mock.Mock(wraps=inner, **{method: interrupted(getattr(inner, method))})
+            setattr(line, attribute, outer)
+    assert from_process.run_sync(add, 1, 2) == 3
+    return errors
 
 
 def wait_in_parent(path: str) -> None:
@@ -360,6 +521,24 @@ def report_and_die(count: int) -> None:
     os._exit(3)
 
 
+def report_while_sending(count: int) -> str:
+    """In a worker: be interrupted in the middle of each report by what reports, too."""
+    (connection,) = (obj for obj in gc.get_objects() if isinstance(obj, PoolConnection))
+    wire: Any = connection._wire
+    write = wire.write
+    interrupting = False
+
+    def write_interrupted(data: bytes) -> None:
+        nonlocal interrupting
+        interrupting = not interrupting  # or there would be no end
+        if interrupting:
+            from_process.report(-1)
+        write(data)
+
+    wire.write = write_interrupted
+    return report_all(count)  # so is the answer
+
+
 def report_wrongly(*args: Any) -> str:
     try:
         from_process.report(*args)
@@ -423,11 +602,19 @@ def log_then(func: Callable[..., Any], *args: Any) -> Any:
     return func(*args)
 
 
+class HasABuffer:
+    """Keeps its data out of the pickle, where it is asked to, as the arrays of NumPy do."""
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
+        return bytes, (pickle.PickleBuffer(b"data"),)
+
+
 def log_exception() -> None:
     try:
         fail("oh")
     except LookupError:
-        logger.exception("it failed", extra={"answer": 42, "odd": threading.Lock()})
+        extra = {"answer": 42, "odd": threading.Lock(), "array": HasABuffer()}
+        logger.exception("it failed", extra=extra)
 
 
 def log_what_cannot_be_unpickled() -> None:
@@ -451,6 +638,24 @@ def log_from_threads(count: int) -> None:
         thread.start()
     for thread in threads:
         thread.join()
+
+
+def log_after_the_end(count: int) -> str:
+    """Leave a thread behind that logs and reports when the outcome has been sent."""
+
+    def work() -> None:
+        threading.main_thread().join()
+        log_all(count)
+        from_process.report(count)
+
+    threading.Thread(target=work).start()
+    return "returned"
+
+
+def log_at_exit(count: int) -> None:
+    util.Finalize(None, log_all, args=(count,), exitpriority=0)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(1000)
 
 
 def log_before_dying(announcements: str, count: int) -> None:

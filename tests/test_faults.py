@@ -337,6 +337,12 @@ FAULTS: dict[str, Fault] = {
         message=UNPICKLABLE,
         exitcode=None,
     ),
+    "argument-raises-unprintable-on-pickling": unserializable(
+        support.ignore,
+        support.LeavesOnPickling(support.raise_type, support.Unprintable),
+        message=UNPICKLABLE,
+        exitcode=None,
+    ),
     "argument-raises-on-unpickling": unserializable(
         support.ignore,
         support.RefusesUnpickling(),
@@ -382,6 +388,14 @@ FAULTS: dict[str, Fault] = {
     ),
     "value-raises-on-unpickling": unserializable(
         support.make, support.RefusesUnpickling, message="RuntimeError: not in here", exitcode=0
+    ),
+    "value-raises-unprintable-on-unpickling": unserializable(
+        support.make,
+        support.LeavesOnUnpickling,
+        support.raise_type,
+        support.Unprintable,
+        message="Unprintable",
+        exitcode=0,
     ),
     "value-exits-on-unpickling": unserializable(
         support.make, support.LeavesOnUnpickling, raise_exit, 9, message="SystemExit", exitcode=0

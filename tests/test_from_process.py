@@ -12,16 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import pytest
 import talk_targets as targets
+from log_collector import Collector
 from support import (
     TIMEOUT,
     Announcements,
+    LeavesOnUnpickling,
     RefusesPickling,
     RefusesUnpickling,
+    Unprintable,
+    double,
     make_lambda,
     open_descriptors,
     payload,
+    raise_type,
+    until,
     write_garbage,
 )
 
@@ -43,6 +50,8 @@ from creche import (
     run_in_process,
 )
 from creche._platform._posix_wire import ChildWire
+from creche._progress_feed import ProgressFeed
+from creche._runtime import runtime
 from creche._wire._framing import FrameKind, Section, pack
 
 pytestmark = pytest.mark.anyio
@@ -169,6 +178,8 @@ async def test_what_cannot_be_unpickled(run: Run) -> None:
         await run(_request_with, RefusesUnpickling)
     with pytest.raises(SerializationError, match="could not be unpickled"):
         await run(targets.run_sync, targets.give, RefusesUnpickling)
+    with pytest.raises(SerializationError, match="could not be unpickled"):
+        await run(targets.run_sync, targets.give, LeavesOnUnpickling, raise_type, Unprintable)
 
 
 async def test_context_variables_of_the_starter(run: Run) -> None:
@@ -192,6 +203,53 @@ async def test_many_threads_and_tasks_at_once(run: Run) -> None:
 
 async def test_blocking_request_in_an_event_loop_that_reads(run: Run) -> None:
     assert await run(targets.block_while_another_task_waits) == [3, "first"]
+
+
+async def test_request_in_a_signal_handler() -> None:
+    """What it receives for the request that it interrupts is not lost."""
+    process = AsyncProcess(target=targets.ask_when_signalled, args=(signal.SIGUSR1,))
+    await process.start()
+    await until(lambda: "outer begun" in targets.noted)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGUSR1)
+    with anyio.fail_after(TIMEOUT):
+        assert await process == ["outer over", "outer"]
+
+
+async def test_blocking_request_while_another_thread_reads(announcements: Announcements) -> None:
+    """When the thread has its reply, the task cannot read: its event loop is blocked."""
+    process = AsyncProcess(target=targets.block_over_waiting_task, args=(announcements.path,))
+    await process.start()
+    await until(lambda: "blocking begun" in targets.noted)
+    targets.note("thread")
+    assert await announcements.get() == "the thread has left"
+    targets.note("blocking")
+    await until(lambda: "blocking over" in targets.noted)
+    targets.note("task")
+    with anyio.fail_after(TIMEOUT):
+        assert await process == ["thread", "blocking", "task"]
+
+
+async def test_blocking_request_takes_what_the_event_loop_was_to_receive() -> None:
+    with anyio.fail_after(TIMEOUT):
+        values = await run_in_process(targets.take_replies_from_the_event_loop, 20)
+    assert values == [2 * number for number in range(20)]
+
+
+@pytest.mark.parametrize("where", ["opening", "_sock.sendall", "_messages.feed"])
+async def test_request_in_the_middle_of_another(where: str) -> None:
+    """In a finalizer, or a signal handler: it cannot wait for what waits for it."""
+    with anyio.fail_after(TIMEOUT):
+        (error,) = await run_in_process(targets.ask_while_asking, where)
+    assert "cannot ask the parent" in error
+
+
+async def test_request_in_the_middle_of_another_over_the_wire(way: str) -> None:
+    where = "wire" if way == "wire" else "_sock.sendall"
+    async with open_pool(1, start_method="fork") as pool:
+        with anyio.fail_after(TIMEOUT):
+            (error,) = await pool.run(targets.ask_while_asking, where)
+    assert "cannot ask the parent" in error
 
 
 async def test_system_exit_in_the_parent_is_the_childs() -> None:
@@ -288,10 +346,49 @@ async def test_request_that_outlives_the_function(announcements: Announcements) 
     assert targets.noted == ["begun", "cancelled"]
 
 
+async def test_cancellation_when_the_process_has_just_ended(tmp_path: Path) -> None:
+    """What runs on its behalf is over all the same."""
+    gate = str(tmp_path / "gate")
+    os.mkfifo(gate)
+    process = AsyncProcess(target=targets.leave_slow_request_behind, args=(gate,))
+    async with anyio.create_task_group() as task_group:
+        task_group.start_soon(process.result)
+        await until(lambda: "begun" in targets.noted)
+        with open(gate, "wb"):
+            pass
+        assert process._handle.finished.wait_in_thread(TIMEOUT)  # nobody has heard of that
+        task_group.cancel_scope.cancel()
+    assert targets.noted == ["begun", "over"]
+
+
 async def test_withdrawn_request(announcements: Announcements, run: Run) -> None:
     assert await run(targets.give_up_waiting, announcements.path) == "still there"
     assert await announcements.get() == "begun"
     assert await announcements.get() == "cancelled"
+
+
+async def test_request_that_is_withdrawn_while_it_is_unpickled(
+    announcements: Announcements, tmp_path: Path
+) -> None:
+    told, gate = str(tmp_path / "told"), str(tmp_path / "gate")
+    os.mkfifo(told)
+    os.mkfifo(gate)
+    target = targets.give_up_what_is_being_unpickled
+    async with AsyncProcess(target=target, args=(announcements.path, told, gate)) as process:
+        assert await announcements.get() == "unpickling"
+        await anyio.to_thread.run_sync(_open_gate, told)
+        await until(lambda: "given up" in targets.noted)
+        await anyio.to_thread.run_sync(_open_gate, gate)
+        picklers = runtime().picklers
+        await until(lambda: picklers._idle == picklers._threads and not picklers._jobs)
+        await anyio.wait_all_tasks_blocked()
+        await process
+    assert targets.noted == ["given up"]
+
+
+def _open_gate(path: str) -> None:
+    with open(path, "wb"):
+        pass
 
 
 async def test_withdrawn_request_over_the_wire(announcements: Announcements, way: str) -> None:
@@ -351,26 +448,34 @@ async def test_function_that_waits_for_the_process_that_called_it(func: Run) -> 
         await process
 
 
-def test_closed_event_loop(announcements: Announcements) -> None:
-    """A process that is still there when its event loop is closed hears that from its requests."""
+@pytest.mark.parametrize("before", [False, True])
+def test_closed_event_loop(anyio_backend: str, announcements: Announcements, before: bool) -> None:
+    """A process that is still there when its event loop is closed hears that from its requests.
+
+    :param before: whether it has made one before
+    """
 
     async def start() -> AsyncProcess[Any]:
-        process = AsyncProcess(target=_ask_when_told, args=(announcements.path, gate))
+        process = AsyncProcess(target=_ask_when_told, args=(announcements.path, gate, before))
         await process.start()
+        if before:
+            await until(lambda: targets.noted)
         return process
 
     gate = f"{announcements.path}-gate"
     os.mkfifo(gate)
-    process = anyio.run(start)
+    process = anyio.run(start, backend=anyio_backend)
     with open(gate, "wb"):
         pass
     assert announcements.get_blocking() == "ProcessStateError"
     assert process._handle.finished.wait_in_thread(TIMEOUT)
 
 
-def _ask_when_told(path: str, gate: str) -> None:
+def _ask_when_told(path: str, gate: str, before: bool) -> None:
     from support import announce
 
+    if before:
+        from_process.run_sync(targets.note, "before")
     with open(gate, "rb") as file:
         file.read()
     try:
@@ -427,6 +532,17 @@ async def test_deferred_cancellation_in_a_pool(announcements: Announcements) -> 
         assert [await announcements.get() for _ in range(2)] == ["cancelled", "unwound"]
 
 
+async def test_deferred_cancellation_of_an_async_function_in_a_pool(
+    announcements: Announcements,
+) -> None:
+    async with open_pool(1, stop=StopPolicy(grace=TIMEOUT)) as pool:
+        async with anyio.create_task_group() as task_group:
+            task_group.start_soon(pool.run, targets.defer_async, announcements.path)
+            assert await announcements.get() == "working"
+            task_group.cancel_scope.cancel()
+        assert [await announcements.get() for _ in range(2)] == ["finished", "unwound"]
+
+
 async def test_deferred_cancellation_of_an_async_function(announcements: Announcements) -> None:
     process = AsyncProcess(target=targets.defer_async, args=(announcements.path,))
     await process.start()
@@ -463,6 +579,29 @@ async def test_progress_step_by_step(tmp_path: Path, start_method: str) -> None:
                     seen.append(progress)
                     file.write(b"x")
     assert seen == [Progress(index + 0.5) for index in range(3)]
+
+
+async def test_reader_that_never_waits_lets_others_run() -> None:
+    """Nor does it escape its cancellation, which loses nothing."""
+    feed = ProgressFeed()
+    reports = aiter(feed)
+    others_run = anyio.Event()
+    async with anyio.create_task_group() as task_group:
+        task_group.start_soon(_set, others_run)
+        for number in range(10):
+            feed._report(Progress(number))
+            assert await anext(reports) == Progress(number)
+        assert others_run.is_set()
+    feed._report(Progress(10))
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await anext(reports)
+    assert scope.cancelled_caught
+    assert await anext(reports) == Progress(10)
+
+
+async def _set(event: anyio.Event) -> None:
+    event.set()
 
 
 async def test_slow_reader_gets_the_newest(anyio_backend: str) -> None:
@@ -519,13 +658,36 @@ async def test_reports_of_a_call_in_a_pool(timeout: float | None, start_method: 
         assert await pool.run(targets.report_from_threads, 50) == "done"
 
 
-async def test_on_progress_that_fails(caplog: pytest.LogCaptureFixture) -> None:
-    def fail(progress: Progress) -> None:
-        raise LookupError("oh")
+async def test_report_in_the_middle_of_another_message() -> None:
+    """In a finalizer, or a signal handler. A call that has ended reports nothing to the next."""
+    reports: list[float] = []
 
+    def on_progress(progress: Progress) -> None:
+        reports.append(progress.done)
+
+    async with open_pool(1) as pool:
+        with anyio.fail_after(TIMEOUT):
+            await pool.run(targets.report_while_sending, 3, on_progress=on_progress)
+        assert reports == [1, -1, 2, -1, 3, -1]
+        assert await pool.run(double, 2, on_progress=on_progress) == 4
+    assert len(reports) == 6
+
+
+def fail(progress: Progress) -> None:
+    raise LookupError("oh")
+
+
+async def test_on_progress_that_fails(caplog: pytest.LogCaptureFixture) -> None:
     async with open_pool(1) as pool:
         assert await pool.run(targets.report_all, 2, on_progress=fail) == "done"
     assert caplog.text.count("on_progress of a call") == 2
+
+
+async def test_on_progress_whose_failure_cannot_be_logged() -> None:
+    """That is in the event loop, and must not end it."""
+    async with open_pool(1) as pool:
+        with Collector().failing_on("creche"):
+            assert await pool.run(targets.report_all, 2, on_progress=fail) == "done"
 
 
 async def test_progress_of_a_process_that_never_starts() -> None:

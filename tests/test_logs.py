@@ -21,6 +21,7 @@ from support import TIMEOUT, Announcements
 from creche import (
     AsyncProcess,
     ProcessDied,
+    Progress,
     StopPolicy,
     in_process,
     open_nursery,
@@ -149,11 +150,35 @@ async def test_stopped_child(collector: Collector, announcements: Announcements)
     assert collector.messages == expected(50)
 
 
+async def test_records_of_what_outlives_the_function(
+    collector: Collector, start_method: str
+) -> None:
+    policy = StopPolicy(exit_timeout=math.inf)
+    process = AsyncProcess(
+        target=targets.log_after_the_end,
+        args=(2000,),
+        start_method=start_method,
+        stop=policy,
+        logs=True,
+    )
+    with anyio.fail_after(TIMEOUT):
+        assert await process == "returned"
+    assert collector.messages == expected(2000)
+    assert process.progress.latest == Progress(2000)
+
+
+async def test_records_at_the_exit_of_a_stopped_child(collector: Collector) -> None:
+    with pytest.raises(ProcessDied):
+        await run_in_process(targets.log_at_exit, 3, logs=True)
+    assert collector.messages == expected(3)
+
+
 async def test_exceptions_and_extras(collector: Collector) -> None:
     await run_in_process(targets.log_exception, logs=True)
     (record,) = collector.records
     assert "LookupError: oh" in (record.exc_text or "")
     assert record.__dict__["answer"] == 42
+    assert record.__dict__["array"] == b"data"
     assert "lock" in record.__dict__["odd"]  # what cannot be pickled comes as text
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 import signal
@@ -204,6 +205,48 @@ async def test_cancelling_a_stop_does_not_call_it_off(announcements: Announcemen
             scope.cancel()
             await process.terminate()
         assert not process.is_alive()
+
+
+async def _in_block(path: str, policy: StopPolicy) -> None:
+    async with AsyncProcess(target=support.ignore_sigterm, args=(path,), stop=policy):
+        await anyio.sleep_forever()
+
+
+async def _in_nursery(path: str, policy: StopPolicy) -> None:
+    async with creche.open_nursery(stop=policy) as nursery:
+        nursery.start_soon(support.ignore_sigterm, path)
+
+
+async def _in_pool(path: str, policy: StopPolicy) -> None:
+    async with creche.open_pool(1, stop=policy) as pool:
+        await pool.run(support.ignore_sigterm, path)
+
+
+async def _in_map(path: str, policy: StopPolicy) -> None:
+    async with (
+        creche.open_pool(1, stop=policy) as pool,
+        pool.map(support.ignore_sigterm, [path]) as values,
+    ):
+        async for _ in values:
+            pass
+
+
+@pytest.mark.parametrize("run", [_in_block, _in_nursery, _in_pool, _in_map])
+@pytest.mark.parametrize("times", [2, 5])
+async def test_task_that_is_cancelled_again(
+    anyio_backend: str, announcements: Announcements, run: Any, times: int
+) -> None:
+    """asyncio's own cancellation, which no scope shields from."""
+    if anyio_backend != "asyncio":
+        pytest.skip("Trio has no such cancellation")
+    task = asyncio.create_task(run(announcements.path, StopPolicy(grace=0.3)))
+    pid = await announcements.get_pid()
+    for _ in range(times):
+        task.cancel()
+        await asyncio.sleep(0.01)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert support.wait_until_gone(pid, 0)
 
 
 @pytest.mark.parametrize("group", [True, False])

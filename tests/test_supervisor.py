@@ -16,6 +16,7 @@ import anyio
 import pytest
 import supervisor_targets as targets
 import support
+from log_collector import Collector
 from supervisor_support import all_events, brief, next_event
 from support import TIMEOUT, Announcements
 
@@ -828,6 +829,18 @@ async def test_records(caplog: pytest.LogCaptureFixture) -> None:
     text = logging.Formatter().format(exited)
     assert "in fail_when_told" in text  # the child's own traceback
     assert records["SupervisorGaveUp"].levelno == logging.ERROR
+
+
+async def test_records_that_cannot_be_handled() -> None:
+    """What a handler raises is not the failure of a child, nor of the supervisor."""
+    with Collector().failing_on("creche.supervisor"):
+        async with open_supervisor(backoff=AT_ONCE) as supervisor:
+            events = supervisor.events()
+            child = await supervisor.start(targets.serve)
+            kill(child)
+            await next_event(events, ChildRestarting)
+            await next_event(events, ChildReady)
+            await supervisor.remove(child.name)
 
 
 def fail_when_told() -> None:

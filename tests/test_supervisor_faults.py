@@ -700,6 +700,18 @@ def _fail_with_base_exception() -> None:
     raise OfItsOwn
 
 
+async def test_failure_that_has_no_text() -> None:
+    """It is logged all the same, and the supervisor does not fail of that."""
+    async with open_supervisor() as supervisor:
+        events = supervisor.events()
+        await supervisor.start(
+            support.started_then, support.raise_type, support.Unprintable, restart="temporary"
+        )
+        exited = await next_event(events, ChildExited)
+        assert isinstance(exited.exception, support.Unprintable)
+        await supervisor.wait()
+
+
 async def _set_up_who_fails(supervisor: Supervisor) -> None:
     await supervisor.start(_fail_with_base_exception)
 

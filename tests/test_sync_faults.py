@@ -26,6 +26,7 @@ import anyio
 import anyio.to_thread
 import pytest
 import sync_targets as targets
+from log_collector import Collector
 from support import TIMEOUT, Announcements
 from test_sync import STYLES, hub, pick, transport, until
 
@@ -598,6 +599,23 @@ async def test_strangers_are_cut_off(
     await run_in_process(targets.call_method, event, "set")
     with anyio.fail_after(TIMEOUT):
         await event.wait()
+
+
+@pytest.mark.parametrize("what", ["a wrong secret", "garbage afterwards"])
+async def test_strangers_of_whom_nothing_can_be_logged(
+    what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_hub, "_PATIENCE", 1000)
+    ref = _sources.open_hub().ref
+    with Collector().failing_on("creche"):
+        sock = hub_connect(ref.address)
+        sock.setblocking(True)
+        sock.settimeout(TIMEOUT)
+        sock.sendall(_strange_messages(ref)[what])
+        with contextlib.suppress(ConnectionResetError):
+            while await anyio.to_thread.run_sync(sock.recv, 4096):
+                pass
+    sock.close()
 
 
 async def test_silent_strangers_are_cut_off(

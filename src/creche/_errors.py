@@ -187,6 +187,19 @@ def describe(name: str, pid: int | None) -> str:
     return f"process {name!r}" if pid is None else f"process {name!r} (pid {pid})"
 
 
+def reason_of(error: BaseException) -> str:
+    """Say in a line what ``error`` is, for the message of another."""
+    return f"{type(error).__name__}: {text_of(error)}"
+
+
+def text_of(obj: object) -> str:
+    """Do what ``str(obj)`` does, even where that is code of the application's which fails."""
+    try:
+        return str.__str__(str(obj))  # str() may give an instance of a subclass
+    except BaseException as failed:
+        return f"(str() of it raised {type(failed).__name__})"
+
+
 def signal_name(number: int) -> str:
     """``SIGSEGV`` for 11; ``signal 99`` for a number without a name."""
     try:

@@ -10,6 +10,7 @@ from ._errors import (
     ProcessTimeout,
     SerializationError,
     describe,
+    text_of,
 )
 
 
@@ -21,7 +22,7 @@ def not_started(name: str, cause: BaseException) -> ProcessError:
     """What the caller hears of ``cause``; an error of creche's own says enough."""
     if isinstance(cause, ProcessError):
         return cause
-    reason = str(cause) or type(cause).__name__
+    reason = text_of(cause) or type(cause).__name__
     error = ProcessStartError(f"{describe(name, None)} could not be started: {reason}")
     error.__cause__ = cause
     return error

@@ -29,7 +29,7 @@ class Listener(Protocol):
         """What the child gave to ``started()`` is in :attr:`Inbox.started`."""
 
     def heard_last_word(self) -> None:
-        """Nothing more will come: the child has sent its outcome, or closed the wire."""
+        """The child has sent its outcome, or closed the wire."""
 
     def heard_outcome(self) -> None:
         """The outcome is in :attr:`Inbox.outcome`."""
@@ -83,13 +83,14 @@ class Inbox:
         if not data:
             self.ended = True
             self._listener.heard_last_word()
-        elif self._last_frame is None and self.error is None:
+        elif self.error is None:
             try:
                 for frame in self._reader.feed(data):
                     self._receive_frame(frame)
             except BadFrameError as error:
                 self.error = error
-                self._listener.heard_garbage()
+                if self._last_frame is None:
+                    self._listener.heard_garbage()
 
     def decode_exit(self, exitcode: int | None) -> None:
         """The process has ended: decode an outcome that is told together with the exit code."""
@@ -104,11 +105,14 @@ class Inbox:
         self._unpickling.clear()
 
     def _receive_frame(self, frame: Frame) -> None:
-        if frame.kind is FrameKind.RUNNING:
+        if self._last_frame is not None:
+            # The function is over, but threads of the child, and what runs at its exit, may go on.
+            self._conversation.receive(frame)
+        elif frame.kind is FrameKind.RUNNING:
             self._listener.heard_running()
         elif frame.kind is FrameKind.STARTED:
             self._unpickle_started(frame)
-        elif self._last_frame is None and not self._conversation.receive(frame):
+        elif not self._conversation.receive(frame):
             self._last_frame = frame
             self.outcome = decode_plain(frame)
             if self.outcome is None and frame.kind not in _FRAMES_ABOUT_EXITS:

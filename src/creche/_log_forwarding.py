@@ -14,8 +14,8 @@ from typing import Any
 from ._own_log import log_exception
 from ._parent_connection import ParentConnection
 from ._thread_queue import ThreadQueue
-from ._wire._framing import Buffer, Frame, FrameKind, Section
-from ._wire._payloads import dump, load
+from ._wire._framing import Frame, FrameKind, Section
+from ._wire._payloads import load
 from ._wire._requests import decode_number
 from ._worker_threads import WorkerThreads
 
@@ -232,22 +232,17 @@ def _encode(record: logging.LogRecord) -> Section:
         fields["exc_text"] = _formatter.formatException(record.exc_info)
     fields["exc_info"] = None
     try:
-        return _pieces(fields)
+        return [pickle.dumps(fields, 5)]  # with the buffers of arrays in it
     except Exception:
-        return _pieces({key: _picklable(value) for key, value in fields.items()})
+        return [pickle.dumps({key: _picklable(value) for key, value in fields.items()}, 5)]
 
 
 _formatter = logging.Formatter()
 
 
-def _pieces(fields: dict[str, Any]) -> list[Buffer]:
-    (section,) = dump(fields, None).sections
-    return section
-
-
 def _picklable(value: object) -> object:
     try:
-        pickle.dumps(value)
+        pickle.dumps(value, 5)
     except Exception:
         return repr(value)
     return value

@@ -32,7 +32,6 @@ class LineStream(ObjectReceiveStream[str]):
         self.on_room: Callable[[], object] = _do_nothing
         self._splitter = LineSplitter()
         self._lines: deque[str] = deque()
-        self._closed = False
         self._waiter: Waiter | None = None
         self._yielded = time.monotonic()
         self._lock = threading.Lock()  # guards what follows
@@ -41,6 +40,7 @@ class LineStream(ObjectReceiveStream[str]):
         self._limit = _BUFFER_BYTES
         self._full = False
         self._ended = False
+        self._closed = False
         self._sleeper: tuple[EventLoop, Callable[[], None]] | None = None
 
     # --- in an event loop -----------------------------------------------------------------------
@@ -79,12 +79,12 @@ class LineStream(ObjectReceiveStream[str]):
 
     async def aclose(self) -> None:
         """Close the stream. The process does not notice: what it writes is thrown away."""
-        self._closed = True
+        with self._lock:
+            self._closed = True
         self._lines.clear()
         while self._take_chunk() is not None:
             pass
-        if self._waiter is not None:
-            self._waiter.wake_soon()
+        self._wake()  # who receives may do so in another event loop
         await anyio.lowlevel.checkpoint()
 
     async def _wait(self) -> None:
@@ -112,10 +112,17 @@ class LineStream(ObjectReceiveStream[str]):
     def _sleep(self, loop: EventLoop, waiter: Waiter) -> bool:
         """Have ``waiter`` woken by what comes next; ``False`` where something has come already."""
         with self._lock:
-            if self._chunks or self._ended:
+            if self._chunks or self._ended or self._closed:
                 return False
             self._sleeper = loop, waiter.wake_soon
             return True
+
+    def _wake(self) -> None:
+        with self._lock:
+            sleeper, self._sleeper = self._sleeper, None
+        if sleeper is not None:
+            loop, wake = sleeper
+            post(loop, wake)
 
     # --- in the watcher -------------------------------------------------------------------------
 
@@ -144,13 +151,6 @@ class LineStream(ObjectReceiveStream[str]):
             has_room, self._full = self._full, False
         if has_room:
             self.on_room()
-
-    def _wake(self) -> None:
-        with self._lock:
-            sleeper, self._sleeper = self._sleeper, None
-        if sleeper is not None:
-            loop, wake = sleeper
-            post(loop, wake)
 
 
 def _do_nothing() -> None:

@@ -153,6 +153,12 @@ class ParentConnection:
             raise
 
     @property
+    def sends_here(self) -> bool:
+        """Whether the caller has interrupted its thread in the middle of sending something."""
+        with self.stop.deferring(), self._sending:
+            return self._in_frame
+
+    @property
     def listens_here(self) -> bool:
         """Whether the caller is the thread that calls those who listen."""
         return self._reader is not None and self._reader.ident == threading.get_ident()

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import Any, Protocol
 
+from ._errors import ProcessStateError
 from ._loop_poller import loop_poller
 from ._loops import EventLoop, current_loop, post, waiter_in
 from ._multiprocessing import util
@@ -39,38 +40,43 @@ from ._wire._requests import (
 _READ_BYTES = 64 * 1024
 
 # Where there are lines there is such a flag.
-_PEEK_NOW = socket.MSG_PEEK | getattr(socket, "MSG_DONTWAIT", 0)
+_NOW = getattr(socket, "MSG_DONTWAIT", 0)
 
 Deliver = Callable[[Message | None], object]
 """Takes the reply to a request; or ``None``, which asks the waiter to look how things are."""
 
 
 class ParentRequests:
-    """The requests of one child. Any thread of it may make some."""
+    """The requests of one child. Any thread of it may make some.
+
+    So may finalizers and signal handlers, which interrupt a thread that is making one.
+    """
 
     def __init__(self, connection: ParentConnection) -> None:
         self._stop = connection.stop
         self._numbers = itertools.count()
         self._waiting: dict[int, Deliver] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._ended = False
         self._leader: int | None = None  # the thread that reads the line, or whose event loop does
-        self._leads = 0  # how often it does: a blocking call within an event loop that leads
+        # How often it does: in a blocking call within an event loop that leads, or in one that has
+        # interrupted another.
+        self._leads = 0
+        self._led_by: list[SimpleQueue[Message | None]] = []  # the blocking ones of these calls
         sock = connection.open_line()
         self._line: _Line | None = None
         if sock is not None:
             self._line = _Line(sock, self._stop, self._receive)
             # At the very end of the process, or the interpreter would complain of it.
             util.Finalize(None, sock.close, exitpriority=-1000)
-        self._send: Callable[[bytes], object] = (
-            _Wire(connection, self._receive).send if self._line is None else self._line.send
-        )
+        self._way = _Wire(connection, self._receive) if self._line is None else self._line
 
     def call(self, func: Callable[..., Any], args: tuple[Any, ...], *, awaits: bool) -> Any:
         """Have the parent call ``func``; block until it is done, return or raise what comes back.
 
         :raises SerializationError: if something cannot be pickled or unpickled
-        :raises ProcessStateError: if the parent's event loop is closed
+        :raises ProcessStateError: if the parent's event loop is closed, or the caller has
+            interrupted this thread in the middle of sending or receiving something
         """
         replies: SimpleQueue[Message | None] = SimpleQueue()
         number = next(self._numbers)
@@ -111,13 +117,15 @@ class ParentRequests:
         return _outcome_of(reply)
 
     def _begin(self, number: int, request: bytes, deliver: Deliver) -> None:
+        if self._way.is_busy_here:
+            raise _interrupted()
         self._waiting[number] = deliver
-        self._send(request)
+        self._way.send(request)
 
     def _end(self, number: int) -> None:
         if self._waiting.pop(number, None) is not None and not self._ended:
             # A cancellation, or a request to stop: nobody waits for what the function does.
-            self._send(encode_withdrawal(number))
+            self._way.send(encode_withdrawal(number))
         if self._leader is None:  # left by the caller, or offered to it in vain
             self._offer_lead()
 
@@ -127,6 +135,8 @@ class ParentRequests:
         try:
             with self._stop.deferring():
                 leads = self._take_lead(blocking=True)
+                if leads:
+                    self._led_by.append(replies)
             if not leads:
                 return replies.get()
             while not self._ended:
@@ -140,6 +150,8 @@ class ParentRequests:
         finally:
             if leads:
                 with self._stop.deferring():
+                    self._led_by.pop()
+                    self._wake_interrupted()
                     self._hand_over()
 
     @contextmanager
@@ -162,8 +174,8 @@ class ParentRequests:
         with self._lock:
             if self._leader is not None and not (blocking and self._leader == thread):
                 return False
+            self._leads += 1  # first, or what interrupts this would make nobody the leader
             self._leader = thread
-            self._leads += 1
             return True
 
     def _hand_over(self) -> None:
@@ -172,8 +184,18 @@ class ParentRequests:
             if not self._leads:
                 self._leader = None
 
+    def _wake_interrupted(self) -> None:
+        """Wake the call that the caller has interrupted, if its reply was received meanwhile.
+
+        It waits for the line, as system calls go on after a signal. So something has to come.
+        """
+        if self._led_by and not self._led_by[-1].empty():
+            self._way.send(encode_request(next(self._numbers), bool, (), awaits=False))
+
     def _offer_lead(self) -> None:
-        for deliver in list(self._waiting.values())[:1]:
+        # To the newest: the thread of an older one may be in a call that has interrupted it, or
+        # holds up its event loop.
+        for deliver in list(self._waiting.values())[-1:]:
             deliver(None)
 
     def _receive(self, messages: list[Message] | None) -> None:
@@ -216,13 +238,19 @@ class _Line:
         self._messages = MessageReader()
         self._eager = EagerReceiver()
         self._sending = threading.Lock()
+        self._busy: set[int] = set()  # threads
+
+    @property
+    def is_busy_here(self) -> bool:
+        """Whether the caller has interrupted its thread in the middle of sending or receiving."""
+        return threading.get_ident() in self._busy
 
     def fileno(self) -> int:
         return self._sock.fileno()
 
     def send(self, message: bytes) -> None:
         # A request to stop must not strike in the middle of a message.
-        with self._stop.deferring(), self._sending:
+        with self._stop.deferring(), self._busily(), self._sending:
             try:
                 self._sock.sendall(message)
             except OSError:  # the parent has closed it
@@ -235,21 +263,33 @@ class _Line:
             self._eager.receive(self._look, self._look_blocking)
 
     def _look(self) -> bytes:
-        return self._sock.recv(1, _PEEK_NOW)
+        return self._sock.recv(1, socket.MSG_PEEK | _NOW)
 
     def _look_blocking(self) -> bytes:
         return self._sock.recv(1, socket.MSG_PEEK)
 
     def receive(self) -> None:
-        """Receive what there is, and it is something. Only the leader may."""
-        with self._stop.deferring():  # it must not get lost on the way from here to there
+        """Receive what there is. Only the leader may."""
+        # It must not get lost on the way from here to there.
+        with self._stop.deferring(), self._busily():
             try:
-                data = self._sock.recv(_READ_BYTES)
+                data = self._sock.recv(_READ_BYTES, _NOW)
+            except BlockingIOError:  # a blocking call in the same thread was faster
+                return
             except OSError:
                 data = b""
             messages = self._messages.feed(data)
             if messages or not data:
                 self._on_messages(messages)
+
+    @contextmanager
+    def _busily(self) -> Iterator[None]:
+        thread = threading.get_ident()
+        try:
+            self._busy.add(thread)
+            yield
+        finally:
+            self._busy.discard(thread)
 
 
 class _Wire:
@@ -267,6 +307,11 @@ class _Wire:
         self._connection = connection
         self._on_messages = on_messages
         connection.listen(self._on_frame)
+
+    @property
+    def is_busy_here(self) -> bool:
+        """Whether the caller has interrupted its thread in the middle of sending or receiving."""
+        return self._connection.listens_here or self._connection.sends_here
 
     def send(self, message: bytes) -> None:
         if not self._connection.send((FrameKind.REQUEST, [[message]])):
@@ -301,17 +346,27 @@ def relay_requests(through: Callable[[Requests], Requests]) -> None:
 
 
 _requests: tuple[int, ParentRequests] | None = None
-_opening = threading.Lock()
+_opening = threading.RLock()
+_is_opening = False
 
 
 def parent_requests(connection: ParentConnection) -> Requests:
-    """The requests of this process."""
-    global _requests
+    """The requests of this process.
+
+    :raises ProcessStateError: if the caller has interrupted this thread in the middle of this
+    """
+    global _requests, _is_opening
     known = _requests
     if known is None or known[0] != connection.pid:
         with connection.stop.deferring(), _opening:
+            if _is_opening:
+                raise _interrupted()
             if _requests is None or _requests[0] != os.getpid():
-                _requests = os.getpid(), ParentRequests(connection)
+                try:
+                    _is_opening = True
+                    _requests = os.getpid(), ParentRequests(connection)
+                finally:
+                    _is_opening = False
             known = _requests
     return known[1] if _relaying is None else _relaying(known[1])
 
@@ -321,3 +376,9 @@ def _outcome_of(message: Message) -> Any:
     if isinstance(outcome, Failure):
         raise outcome.exception
     return outcome.value
+
+
+def _interrupted() -> ProcessStateError:
+    return ProcessStateError(
+        "a finalizer or a signal handler cannot ask the parent while it interrupts what asks it"
+    )

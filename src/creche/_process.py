@@ -22,6 +22,7 @@ from ._loops import EventLoop, backend_of, current_loop
 from ._output import ErrorOutput, Output, OutputCapture, check_output
 from ._process_facts import ProcessFacts
 from ._runtime import runtime
+from ._shielded import shielded
 from ._start_methods import check_start_method, make_process, start_method_of
 from ._stop_policy import StopPolicy, check_stop_policy
 from ._wire._outcomes import Call, Failure, Value
@@ -457,10 +458,12 @@ class AsyncProcess(ProcessFacts[T_co]):
         """Stop the process. Whatever happens, this ends within the time that the policy allows."""
         if not self._handle.finished.is_set():
             self._handle.stop(policy)
-            with anyio.CancelScope(shield=True):
-                await self._handle.gone.wait()
-            await self._handle.conversation.wait_over()
-            self._handle.check_gone()
+        await shielded(self._wait_gone)
+        self._handle.check_gone()
+
+    async def _wait_gone(self) -> None:
+        await self._handle.gone.wait()
+        await self._handle.conversation.wait_over()
 
     def _check_loop(self) -> None:
         if self._loop is None:

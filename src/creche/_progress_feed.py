@@ -8,6 +8,8 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
+import anyio.lowlevel
+
 from ._loops import Latch
 from ._wire._framing import BadFrameError, Section
 
@@ -91,6 +93,8 @@ class _Reports:
 
     async def __anext__(self) -> Progress:
         feed = self._feed
+        # Where the child reports faster than they are dealt with, there is always a new one.
+        await anyio.lowlevel.checkpoint()
         while True:
             changed, ended = feed._changed, feed._ended  # before looking: it may change meanwhile
             if feed._version != self._seen:

@@ -6,6 +6,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
+from ._loop_end import LoopEnd
 from ._loop_poller import loop_poller
 from ._loops import EventLoop, loop_context, post, post_in
 from ._platform import ParentWire
@@ -45,8 +46,10 @@ class RequestServer:
         self._threads = threads
         self._send_over_wire = send
         self._line: ParentWire | None = None
+        self._loop_end: LoopEnd | None = None
         self._messages = MessageReader()
         self._calls: ServedCalls[int] = ServedCalls(loop)
+        self._loading: set[int] = set()  # numbers of requests that a thread unpickles
         self._closed = False
 
     # --- from the watcher -----------------------------------------------------------------------
@@ -97,6 +100,7 @@ class RequestServer:
             return
         make: Any = ParentWire  # of sockets, as there are lines
         self._line = line = make(sock)
+        self._loop_end = LoopEnd(self._close_line)  # or the process would wait for ever
         line.attach(loop_poller(self._loop), self._receive_line)
 
     def _receive_line(self, data: bytes) -> None:
@@ -113,11 +117,15 @@ class RequestServer:
         line, self._line = self._line, None
         if line is not None:
             line.close()
+            if self._loop_end is not None:
+                self._loop_end.forget()
 
     def _serve(self, message: Message) -> None:
         if message[0] == FrameKind.WITHDRAWN:
+            self._loading.discard(number_of(message))
             self._calls.cancel(number_of(message))
         elif is_heavy(message):
+            self._loading.add(number_of(message))
             self._in_thread(lambda: self._load(message))
         else:
             self._load(message)
@@ -128,11 +136,23 @@ class RequestServer:
             func, args = decode_request(message)
         except BaseException as error:
             failure = failure_message(FrameKind.BAD_CALL, error)
-            self._reply_from_thread(encode_reply(number_of(message), failure))
+            reply = encode_reply(number_of(message), failure)
+            self._post(lambda: self._refuse(message, reply))
             return
         if is_heavy(message):
-            self._post(lambda: self._call(message, func, args))
+            self._post(lambda: self._call_loaded(message, func, args))
         else:
+            self._call(message, func, args)
+
+    def _refuse(self, message: Message, reply: bytes) -> None:
+        self._loading.discard(number_of(message))
+        self._reply(reply)
+
+    def _call_loaded(
+        self, message: Message, func: Callable[..., Any], args: tuple[Any, ...]
+    ) -> None:
+        if number_of(message) in self._loading:  # not withdrawn meanwhile
+            self._loading.remove(number_of(message))
             self._call(message, func, args)
 
     def _call(self, message: Message, func: Callable[..., Any], args: tuple[Any, ...]) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 import anyio
 
 from ._loops import EventLoop, Latch, spawn
+from ._shielded import shielded
 from ._wire._outcomes import Failure, Outcome, Value
 
 K = TypeVar("K")
@@ -75,8 +76,7 @@ class ServedCalls(Generic[K]):
             self.cancel_all()
             if self._over is None:
                 self._over = Latch()
-            with anyio.CancelScope(shield=True):
-                await self._over.wait()
+            await shielded(self._over.wait)
 
     async def _run(
         self,

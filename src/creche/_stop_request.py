@@ -6,7 +6,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 from ._platform import (
     SignalThread,
@@ -30,6 +30,17 @@ class StopRequested(BaseException):
     """
 
 
+class Cancellation(Protocol):
+    """How an async function is stopped that runs in the event loop of another thread."""
+
+    @property
+    def is_here(self) -> bool:
+        """Whether that is the calling thread."""
+        ...
+
+    def deferring(self) -> AbstractContextManager[None]: ...
+
+
 class StopListener:
     """Turns the parent's request into a reaction of what runs just now.
 
@@ -47,6 +58,7 @@ class StopListener:
         self._swallowed = False
         self._thread: SignalThread | None = None
         self._main_thread = threading.main_thread().ident
+        self.cancellation: Cancellation | None = None
 
     def listen(self, *, forked: bool) -> None:
         on_stop_request(self._request, self._remind)
@@ -81,6 +93,13 @@ class StopListener:
         if threading.get_ident() == self._main_thread:
             return _Deferring(self)
         return _NOT_INTERRUPTED
+
+    def deferring_function(self) -> AbstractContextManager[None]:
+        """Do the same for what the function does, in whichever thread that is interrupted."""
+        cancellation = self.cancellation
+        if cancellation is not None and cancellation.is_here:
+            return cancellation.deferring()
+        return self.deferring()
 
     def close(self) -> None:
         """The function is over: from here on a request ends the process at once."""

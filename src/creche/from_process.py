@@ -77,7 +77,8 @@ def run(
     :raises RemoteError: in place of an exception that cannot be raised here
     :raises SerializationError: if something cannot be pickled or unpickled
     :raises ProcessStateError: if this process was not started by creche, or the parent's event loop
-        is closed
+        is closed; or in a finalizer or a signal handler which has interrupted this thread just when
+        it was sending or receiving something of the kind
     """
     return _requests("run()").call(func, args, awaits=True)  # type: ignore[no-any-return]
 
@@ -176,7 +177,7 @@ def deferred_cancellation() -> AbstractContextManager[None]:
 
     :raises ProcessStateError: if this process was not started by creche
     """
-    return _connection("deferred_cancellation()").stop.deferring()
+    return _connection("deferred_cancellation()").stop.deferring_function()
 
 
 def current_process() -> CurrentProcess:

@@ -39,6 +39,8 @@ LAYERS = [
         "_output_stream",
         "_starter",
         "_loops",
+        "_loop_end",
+        "_shielded",
         "_multiprocessing",
         "_lifecycle",
         "_stop_policy",

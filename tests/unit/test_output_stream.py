@@ -6,6 +6,7 @@ import random
 import threading
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from creche._output_stream import LineStream
@@ -46,6 +47,28 @@ def pieces_of(data: bytes, largest: int, seed: int) -> list[bytes]:
         pieces.append(data[:size])
         data = data[size:]
     return pieces
+
+
+async def test_closed_from_another_event_loop(anyio_backend: str) -> None:
+    stream = LineStream()
+    errors: list[BaseException] = []
+
+    async def receive() -> None:
+        try:
+            await stream.receive()
+        except anyio.ClosedResourceError as error:
+            errors.append(error)
+
+    thread = threading.Thread(
+        target=anyio.run, args=(receive,), kwargs={"backend": anyio_backend}, daemon=True
+    )
+    thread.start()
+    with anyio.fail_after(TIMEOUT):
+        while stream._sleeper is None:
+            await anyio.sleep(0.001)
+        await stream.aclose()
+        await anyio.to_thread.run_sync(thread.join, abandon_on_cancel=True)
+    assert len(errors) == 1
 
 
 async def collect(stream: LineStream) -> list[str]:

@@ -12,7 +12,7 @@ import pickle
 from dataclasses import dataclass
 from typing import Any
 
-from .._errors import SerializationError
+from .._errors import SerializationError, reason_of
 from .._platform import Segment, SegmentReader, fresh_memory, write_segment
 from .._wire._framing import Buffer, Section
 from .._wire._messages import (
@@ -90,7 +90,7 @@ def dump_item(item: object, *, light: bool) -> Payload:
 def _cannot_pickle(item: object, error: BaseException) -> SerializationError:
     return SerializationError(
         f"an item of type {type(item).__qualname__} cannot be sent over a channel, as it cannot be"
-        f" pickled ({type(error).__name__}: {error})"
+        f" pickled ({reason_of(error)})"
     )
 
 
@@ -224,5 +224,5 @@ def load_packet(packet: bytes) -> Any:
 def _cannot_unpickle(error: BaseException) -> SerializationError:
     return SerializationError(
         "an item came over a channel that cannot be unpickled"
-        f" ({type(error).__name__}: {error}); the next one may be"
+        f" ({reason_of(error)}); the next one may be"
     )

@@ -6,6 +6,7 @@ at most, made when the first object is passed on.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import secrets
@@ -15,6 +16,7 @@ from collections.abc import Callable
 
 import anyio
 
+from .._own_log import log
 from .._platform import HubAddress, hub_accept, hub_listen
 from .._watcher import Watcher
 from .._wire._framing import Section
@@ -34,6 +36,7 @@ from ._protocol import (
 from ._states import Party, State, Ticket
 
 _logger = logging.getLogger("creche")
+_warn = functools.partial(log, _logger, logging.WARNING)
 
 # Seconds in which whoever connects has to show that it knows the secret.
 _PATIENCE = 10.0
@@ -96,7 +99,7 @@ class Hub:
         except (BlockingIOError, InterruptedError, ConnectionError):  # gone again
             return
         except OSError as error:  # EMFILE: whoever wants to connect has to wait
-            _logger.warning("creche cannot accept a connection for now: %s", error)
+            _warn("creche cannot accept a connection for now: %s", error)
             self._watcher.poller.unwatch(self._listener.fileno())
             self._watcher.call_later(_PAUSE, self._begin)
             return
@@ -136,7 +139,7 @@ class HubClient:
             try:
                 pid, welcome = read_hello(hello, self._hub.ref.secret)
             except BadMessageError as error:
-                _logger.warning("creche: %s, and was cut off", error)
+                _warn("creche: %s, and was cut off", error)
                 self.connection.close()
                 return
             self._hello = b""
@@ -146,7 +149,7 @@ class HubClient:
             for (op, obj, number, holder, _), body in self._reader.feed(data):
                 self._serve(self._party, Op(op), obj, number, holder, body)
         except ValueError:
-            _logger.warning("creche: process %d sent garbage, and was cut off", self._party.pid)
+            _warn("creche: process %d sent garbage, and was cut off", self._party.pid)
             self.connection.close()
 
     def _serve(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from .._errors import SerializationError
+from .._errors import SerializationError, reason_of
 from .._loops import Latch
 from .._runtime import runtime
 from .._wire._framing import FrameKind, FrameReader, Section, pack
@@ -65,7 +65,7 @@ def unpickle_item_sync(body: Section) -> Any:
         return load(frame.sections, None)
     except Exception as error:
         raise SerializationError(
-            f"an item of the queue could not be unpickled ({type(error).__name__}: {error}). It is"
+            f"an item of the queue could not be unpickled ({reason_of(error)}). It is"
             " gone; the queue goes on"
         ) from error
 
@@ -79,7 +79,7 @@ def _pack(payload: Payload) -> Section:
 def _cannot_pickle(item: object, error: BaseException) -> SerializationError:
     return SerializationError(
         f"an item of type {type(item).__qualname__} cannot be put into the queue, because it cannot"
-        f" be pickled ({type(error).__name__}: {error})"
+        f" be pickled ({reason_of(error)})"
     )
 
 

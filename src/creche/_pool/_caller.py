@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Coroutine
+import threading
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import anyio
@@ -46,13 +47,17 @@ class Caller:
         try:
             with stop.remembering():  # which must not interrupt what concerns the loop's thread
                 portal = self._open_portal()
-                scope = portal.call(anyio.CancelScope)
+                cancellation = portal.call(_Cancellation)
             stop.check()
         except BaseException:
             coroutine.close()
             raise
-        with stop.reacting(lambda: portal.start_task_soon(scope.cancel)):
-            stopped, value = portal.call(_await_in_scope, scope, coroutine)
+        try:
+            stop.cancellation = cancellation
+            with stop.reacting(lambda: portal.start_task_soon(cancellation.request)):
+                stopped, value = portal.call(_await_in_scope, cancellation.scope, coroutine)
+        finally:
+            stop.cancellation = None
         if stopped:
             raise StopRequested
         return value
@@ -61,6 +66,35 @@ class Caller:
         if self._portal is None:
             self._portal = self._stack.enter_context(start_blocking_portal(self._context.backend))
         return self._portal
+
+
+class _Cancellation:
+    """Cancels an async function, in its event loop, or puts that off."""
+
+    def __init__(self) -> None:
+        self.scope = anyio.CancelScope()
+        self._thread = threading.get_ident()
+        self._blocks = 0  # that put it off
+        self._requested = False
+
+    @property
+    def is_here(self) -> bool:
+        return threading.get_ident() == self._thread
+
+    def request(self) -> None:
+        self._requested = True
+        if not self._blocks:
+            self.scope.cancel()
+
+    @contextlib.contextmanager
+    def deferring(self) -> Iterator[None]:
+        self._blocks += 1
+        try:
+            yield
+        finally:
+            self._blocks -= 1
+            if self._requested and not self._blocks:
+                self.scope.cancel()
 
 
 async def _await(coroutine: Coroutine[Any, Any, Any]) -> Any:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import enum
-import logging
 import types
 from collections.abc import Callable
 from typing import Any
 
 from .._instruments import ObservedCall
+from .._own_log import log_exception
 from .._progress_feed import Progress, decode_progress
 from .._wire._framing import Buffer, FrameKind
 from .._wire._messages import INLINE_BYTES, inline, pack_call, size_of
 from .._wire._outcomes import Failure, Outcome
 from .._wire._payloads import Payload
 from ._observing import tell_outcome
-
-_logger = logging.getLogger("creche")
 
 _UNKNOWN_SECONDS = 1.0
 
@@ -123,7 +121,7 @@ class PoolCall:
             section = payload if isinstance(payload, list) else [payload]
             self.on_progress(decode_progress(section))
         except Exception:
-            _logger.exception("the on_progress of a call of a pool failed")
+            log_exception("the on_progress of a call of a pool failed")
 
     def finish(self, outcome: Outcome) -> None:
         """Say what became of the call; only the first word counts."""

@@ -11,7 +11,7 @@ import anyio
 import anyio.lowlevel
 
 from .._ctrl_c import is_ctrl_c
-from .._errors import ProcessStuckError, SerializationError
+from .._errors import ProcessStuckError, SerializationError, reason_of
 from .._loops import post
 from .._process import AsyncProcess
 from .._start_methods import preload_in_server
@@ -147,7 +147,7 @@ class PoolEngine(CallEngine):
                 raise
             raise SerializationError(
                 f"cannot open {self.options.name!r}: its serializer cannot pickle initializer,"
-                f" initargs and finalizer ({type(error).__name__}: {error})"
+                f" initargs and finalizer ({reason_of(error)})"
             ) from error
 
     def _make_worker(self, scheduler: Scheduler) -> Worker:

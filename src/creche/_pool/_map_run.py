@@ -14,6 +14,7 @@ from .._ctrl_c import is_ctrl_c
 from .._errors import ProcessClosedError
 from .._instruments import instruments
 from .._loops import Waiter, waiter_in
+from .._shielded import shielded
 from .._wire._messages import size_of
 from .._wire._outcomes import Failure, Outcome, Value, cannot_pickle_call
 from .._wire._payloads import Payload, TooHeavyError, dump_chunk
@@ -120,10 +121,13 @@ class MapRun:
     async def close(self) -> None:
         """Stop what runs; wait until it is gone. Shielded, within what the stop policy allows."""
         workers = self.abandon()
-        with anyio.CancelScope(shield=True):
+
+        async def wait_gone() -> None:
             await self._input.wait_stopped()
             for worker in workers:
                 await worker.wait_gone()
+
+        await shielded(wait_gone)
 
     def abandon(self) -> list[Stopping]:
         """Stop what runs; return the workers for which there is to wait."""

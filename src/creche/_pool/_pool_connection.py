@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 from .._errors import WorkerMemoryError
@@ -59,7 +61,10 @@ class PoolConnection:
         """Whether a call has run into the memory limit: the worker serves no other."""
         self._pid = os.getpid()
         self._wire = wire
-        self._sending = threading.Lock()
+        # Reentrant: a finalizer or a signal handler that reports interrupts whatever a thread does.
+        self._sending = threading.RLock()
+        self._in_message = False
+        self._reports: deque[bytes] = deque()
         self._stop = stop
         self._calls = calls
         self._segments = None if segments is None else SegmentPort(segments, patient=True)
@@ -67,12 +72,20 @@ class PoolConnection:
         self._memory_limit = memory_limit
 
     def send_progress(self, section: Section) -> None:
-        """Tell how far the call is that runs, from any thread of the worker."""
+        """Tell how far the call is that runs, from any thread of the worker.
+
+        What comes while this thread is in the middle of another report is sent after that.
+        """
         data = b"".join(section)
-        message = pack_answer(FrameKind.PROGRESS, 0, 0.0, len(data)) + data
         # A request to stop must not strike between the lock and its release.
         with self._stop.deferring(), self._sending:
-            self._wire.write(message)
+            self._reports.append(pack_answer(FrameKind.PROGRESS, 0, 0.0, len(data)) + data)
+            while self._reports and not self._in_message:
+                try:
+                    report = self._reports.popleft()
+                except IndexError:  # interrupted by one that has sent the others
+                    return
+                self._write_alone([report])
 
     def leave_if_forked(self) -> None:
         """The function has made a fork, which came back from it, too: it ends here."""
@@ -208,8 +221,7 @@ class PoolConnection:
         if size <= INLINE_BYTES:
             self._write(header + b"".join(pieces))
         else:
-            with self._sending:
-                self._wire.send([header, *pieces])
+            self._write_answer([header, *pieces])
 
     def _send_apart(
         self, port: SegmentPort, payload: Payload, size: int
@@ -226,5 +238,19 @@ class PoolConnection:
         return flags, None
 
     def _write(self, data: bytes) -> None:
+        self._write_answer([data])
+
+    def _write_answer(self, pieces: Sequence[Buffer]) -> None:
         with self._sending:  # other threads send reports
-            self._wire.write(data)
+            self._write_alone(pieces)
+            self._reports.clear()  # of what has interrupted this: the call is over
+
+    def _write_alone(self, pieces: Sequence[Buffer]) -> None:
+        try:
+            self._in_message = True
+            if len(pieces) == 1:
+                self._wire.write(pieces[0])
+            else:
+                self._wire.send(pieces)
+        finally:
+            self._in_message = False

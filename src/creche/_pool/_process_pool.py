@@ -17,6 +17,7 @@ from .._instruments import instruments
 from .._log_forwarding import LogTarget
 from .._loops import waiter_in
 from .._progress_feed import Progress
+from .._shielded import shielded
 from .._stop_policy import StopPolicy
 from .._wire._outcomes import Failure, Value
 from .._wire._payloads import Serializer
@@ -235,8 +236,7 @@ class ProcessPool:
             worker = engine.call_off(call)
             # GeneratorExit: the event loop was closed with this task in it, and nobody waits.
             if worker is not None and not isinstance(error, GeneratorExit):
-                with anyio.CancelScope(shield=True):
-                    await worker.wait_gone()
+                await shielded(worker.wait_gone)
             raise
         finally:
             engine.forget(call)
@@ -384,8 +384,7 @@ class ProcessPool:
     async def _stop(self) -> None:
         """Stop whatever there is, and wait until it is gone, within what the policy allows."""
         self._engine.stop()
-        with anyio.CancelScope(shield=True):
-            await self._engine.wait_gone()
+        await shielded(self._engine.wait_gone)
 
     @property
     def _engine(self) -> CallEngine:

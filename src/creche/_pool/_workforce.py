@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from .._errors import ProcessError, ProcessStartError
+from .._errors import ProcessError, ProcessStartError, reason_of
 from .._wire._outcomes import Failure
 from ._options import PoolOptions
 from ._worker import Worker, WorkerState
@@ -205,7 +205,7 @@ class Workforce:
 
 
 def _cannot_start(options: PoolOptions, error: BaseException | None) -> ProcessStartError:
-    reason = "" if error is None else f": {type(error).__name__}: {error}"
+    reason = "" if error is None else f": {reason_of(error)}"
     failure = ProcessStartError(f"{options.name!r} cannot start workers{reason}")
     failure.__cause__ = error
     return failure

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from .._errors import SerializationError
+from .._errors import SerializationError, reason_of
 from .._platform import SharedNumbers
 from .._wire._payloads import Payload
 from ._doorbell import Doorbell
@@ -53,7 +53,7 @@ class Outlet:
         kind = type(item)
         failure = SerializationError(
             f"an item of type {kind.__module__}.{kind.__qualname__} cannot be pickled"
-            f" ({type(error).__name__}: {error}). Yield plain data instead."
+            f" ({reason_of(error)}). Yield plain data instead."
         )
         failure.__cause__ = error
         return failure

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 
+from .._errors import text_of
+from .._own_log import log
 from ._events import (
     ChildExited,
     ChildReady,
@@ -26,7 +28,7 @@ def log_event(event: SupervisorEvent) -> None:
         # Once for each failure: where the child has ended.
         exc_info = exception if isinstance(event, ChildExited) else None
         extra = {"event": type(event).__name__, **fields}
-        _logger.log(level, "%s: %s", event.supervisor, text, exc_info=exc_info, extra=extra)
+        log(_logger, level, "%s: %s", event.supervisor, text, exc_info=exc_info, extra=extra)
 
 
 def _describe(event: SupervisorEvent) -> tuple[int, str]:
@@ -41,12 +43,12 @@ def _describe(event: SupervisorEvent) -> tuple[int, str]:
         case ChildExited(stopped=True):
             return (
                 logging.WARNING,
-                f"{_child(event)} was stopped, and failed at that: {event.exception}",
+                f"{_child(event)} was stopped, and failed at that: {text_of(event.exception)}",
             )
         case ChildExited(exception=None):
             return logging.INFO, f"{_child(event)} has ended"
         case ChildExited():
-            return logging.WARNING, f"{_child(event)} has failed: {event.exception}"
+            return logging.WARNING, f"{_child(event)} has failed: {text_of(event.exception)}"
         case ChildRestarting():
             when = "at once" if event.delay == 0 else f"in {event.delay:.3f} seconds"
             return logging.WARNING, f"child {event.child!r} is started again {when}"

@@ -18,6 +18,8 @@ from .._errors import (
     RemoteTraceback,
     SerializationError,
     describe,
+    reason_of,
+    text_of,
 )
 from ._context import CallInContext
 from ._framing import Frame, FrameKind, Section
@@ -97,7 +99,7 @@ def failure_message(kind: FrameKind, error: BaseException) -> Message:
 
 def exit_message(reason: object) -> Message:
     """Say that the function left through ``sys.exit(reason)``."""
-    detail = "" if reason is None or isinstance(reason, int) else _text_of(reason)
+    detail = "" if reason is None or isinstance(reason, int) else text_of(reason)
     return FrameKind.EXITED, [[detail.encode("utf-8", "surrogatepass")]]
 
 
@@ -109,7 +111,7 @@ def _report(error: BaseException) -> tuple[str, str, str]:
         )
     except BaseException as failed:  # an exception whose own methods raise, or no memory left
         text = f"(the traceback could not be formatted: {type(failed).__name__})\n"
-    return _name_of(type(error)), _text_of(error), text
+    return _name_of(type(error)), text_of(error), text
 
 
 def _below_creche(frames: TracebackType | None) -> TracebackType | None:
@@ -132,13 +134,6 @@ def _steers_the_interpreter(exception: BaseException) -> bool:
         *((trio.Cancelled,) if trio is not None else ()),
     )
     return isinstance(exception, tuple(steering))
-
-
-def _text_of(obj: object) -> str:
-    try:
-        return str.__str__(str(obj))  # str() may give an instance of a subclass
-    except BaseException as failed:
-        return f"(str() of it raised {type(failed).__name__})"
 
 
 def _name_of(kind: type) -> str:
@@ -177,7 +172,7 @@ def cannot_pickle_request(
 def _cannot_pickle(cannot: str, call: Call, error: BaseException) -> SerializationError:
     what = _find_unpicklable(call) or "the function and its arguments together"
     return SerializationError(
-        f"{cannot}: {what} cannot be pickled ({type(error).__name__}: {error}). {_advice(error)}"
+        f"{cannot}: {what} cannot be pickled ({reason_of(error)}). {_advice(error)}"
     )
 
 
@@ -274,8 +269,7 @@ def cannot_unpickle(
     what: str, name: str, pid: int | None, error: BaseException
 ) -> SerializationError:
     failure = SerializationError(
-        f"the {what} of {describe(name, pid)} could not be unpickled"
-        f" ({type(error).__name__}: {error})"
+        f"the {what} of {describe(name, pid)} could not be unpickled ({reason_of(error)})"
     )
     failure.__cause__ = error
     return failure
@@ -314,7 +308,7 @@ def _repr_of(obj: object) -> str:
 
 
 def _advice(error: BaseException) -> str:
-    text = str(error)
+    text = text_of(error)
     if "local object" in text or "lambda" in text:
         return (
             "Lambdas and functions defined inside functions exist in this process alone:"

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from .._errors import ProcessStateError, RemoteTraceback, SerializationError
+from .._errors import ProcessStateError, RemoteTraceback, SerializationError, reason_of
 from . import _messages
 from ._framing import BadFrameError, FrameKind, Section
 from ._messages import HEAVY, inline, pack_answer, sections_of, size_of
@@ -96,7 +96,7 @@ def decode_reply(message: Message) -> Outcome:
     except Exception as failed:  # not a request to stop
         error = SerializationError(
             "the result of the function that the parent called could not be unpickled"
-            f" ({type(failed).__name__}: {failed})"
+            f" ({reason_of(failed)})"
         )
         error.__cause__ = failed
         return Failure(error)

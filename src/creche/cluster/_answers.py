@@ -10,7 +10,7 @@ import pickle
 from dataclasses import dataclass
 from typing import Any
 
-from .._errors import SerializationError
+from .._errors import SerializationError, reason_of
 from .._pool._answers import Unbegun, Undecodable
 from .._wire._framing import Section
 from .._wire._outcomes import Failure, Outcome, Value, exception_message, rebuild_exception
@@ -101,7 +101,7 @@ def load_outcome(outcome: PickledValue | PickledFailure, serializer: Serializer)
             return Value(serializer.loads(outcome.data))
         except BaseException as error:
             reason = SerializationError(
-                f"the result of a call could not be unpickled ({type(error).__name__}: {error})"
+                f"the result of a call could not be unpickled ({reason_of(error)})"
             )
             reason.__cause__ = error
             return Failure(reason)

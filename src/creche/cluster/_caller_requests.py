@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from .._errors import SerializationError
+from .._errors import SerializationError, reason_of
 from .._loops import EventLoop, loop_context
 from .._served_calls import ServedCalls
 from .._wire._outcomes import Failure, Outcome
@@ -47,7 +47,7 @@ class RequestServer:
         except BaseException as error:
             failure = SerializationError(
                 "the caller could not unpickle the function that it was to call, or its arguments"
-                f" ({type(error).__name__}: {error})"
+                f" ({reason_of(error)})"
             )
             self._reply(worker, number, pickle_exception(failure))
             return
@@ -65,7 +65,7 @@ class RequestServer:
             failure = SerializationError(
                 "the result of the function that the caller called, of type"
                 f" {type(outcome.value).__qualname__}, cannot be pickled"
-                f" ({type(error).__name__}: {error})"
+                f" ({reason_of(error)})"
             )
             return pickle_exception(failure)
 

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
+from .._errors import reason_of
 from .._loops import Latch
 from . import _far
 from ._address import Address, connect
@@ -108,7 +109,7 @@ class Connection:
             await self._stack.aclose()
             where = self.address or scheduler_file or address or "a cluster of its own"
             raise ClusterError(
-                f"cannot open {self._setup.name!r} on {where}: {type(error).__name__}: {error}"
+                f"cannot open {self._setup.name!r} on {where}: {reason_of(error)}"
             ) from error
         except BaseException:
             await self._stack.aclose()
@@ -247,7 +248,7 @@ class Connection:
             return self._lose()
         return ClusterError(
             f"a Dask worker of {self.address} could not run a call of {self._setup.name!r}"
-            f" ({type(error).__name__}: {error})"
+            f" ({reason_of(error)})"
         )
 
     def _lose(self) -> ClusterError:

@@ -14,7 +14,7 @@ from typing import Any
 
 import anyio
 
-from .._errors import ProcessClosedError, SerializationError
+from .._errors import ProcessClosedError, SerializationError, reason_of
 from .._log_forwarding import LogTarget
 from .._loops import EventLoop, Latch, backend_of, post
 from .._pool._answers import Undecodable
@@ -302,7 +302,7 @@ class ClusterEngine(CallEngine):
         except BaseException as error:
             raise SerializationError(
                 f"cannot open {options.name!r}: initializer, initargs and finalizer cannot be"
-                f" pickled ({type(error).__name__}: {error})"
+                f" pickled ({reason_of(error)})"
             ) from error
 
     def _stop_running(self, number: int) -> _Stopping:
