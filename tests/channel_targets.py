@@ -61,6 +61,13 @@ def send_and_announce(send: Send, path: str, count: int) -> None:
             announce(path, number)
 
 
+def send_and_wait(send: Send, item: Any) -> None:
+    """Send an item, close the end, and stay."""
+    send_items(send, [item])
+    while True:
+        signal.pause()
+
+
 def keep(end: Any, path: str) -> None:
     """Hold an end until somebody ends this process."""
     announce(path)

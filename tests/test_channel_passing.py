@@ -6,14 +6,15 @@ import functools
 import multiprocessing
 import os
 import pickle
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import anyio
 import channel_targets
 import pytest
-from channel_transports import hub, transport
-from support import START_METHODS, TIMEOUT, Announcements
+from channel_transports import hub, only_packets, transport
+from support import START_METHODS, TIMEOUT, Announcements, open_descriptors
 
 import creche
 from creche import (
@@ -438,6 +439,54 @@ async def test_forked_children_keep_no_other_ends(ends: Ends, announcements: Ann
         nursery.cancel_scope.cancel()
     assert await rest_of(second_receive) == []
     second_receive.close()
+
+
+@only_packets
+def test_fork_while_another_thread_is_at_it() -> None:
+    """A fork keeps nothing of what is made, cloned, lent or closed just then."""
+    over = threading.Event()
+
+    def make_and_close() -> None:
+        while not over.is_set():
+            send, receive = create_channel[int](4)
+            send.claim()
+            for end in (send.lend(), receive.clone(), receive):
+                end.close()
+
+    before = _left_in_a_fork()
+    thread = threading.Thread(target=make_and_close)
+    thread.start()
+    try:
+        assert {_left_in_a_fork() for _ in range(100)} == {before}
+    finally:
+        over.set()
+        thread.join(TIMEOUT)
+
+
+def _left_in_a_fork() -> int:
+    """How many sockets and files without a name a fork of this process has open."""
+    pid = os.fork()
+    if not pid:
+        left = 255
+        try:
+            targets = [os.readlink(f"/proc/self/fd/{number}") for number in open_descriptors()]
+            left = sum(target.startswith(("socket:", "/memfd:")) for target in targets)
+        finally:
+            os._exit(left)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+async def test_children_that_are_forked_while_ends_are_made(ends: Ends) -> None:
+    """Each is forked by a thread, while the event loop makes the next one's end."""
+    send, receive = ends
+    async with open_nursery(start_method="fork") as nursery:
+        for number in range(20):
+            nursery.start_soon(channel_targets.send_and_wait, send.clone(), number)
+            for _ in range(3):
+                await anyio.lowlevel.checkpoint()
+        send.close()
+        assert sorted(await rest_of(receive)) == list(range(20))
+        nursery.cancel_scope.cancel()
 
 
 async def test_fork_of_the_functions_own(ends: Ends, announcements: Announcements) -> None:

@@ -16,7 +16,7 @@ import anyio.lowlevel
 
 from .._errors import ProcessStateError
 from .._loops import runs_in_loop
-from .._wire._handing_over import Lent, Movable, Parcel, close_in_forks
+from .._wire._handing_over import Lent, Movable, Parcel, close_in_forks, no_fork_meanwhile
 from ._passing import send_along
 from ._transports import Transport
 
@@ -131,7 +131,8 @@ class ChannelEnd(ClosedByWith, Movable):
             self._close(EndState.MOVED)
 
     def lend(self) -> LentEnd:
-        return LentEnd(type(self), self._move())
+        with no_fork_meanwhile():
+            return LentEnd(type(self), self._move())
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self._state is not EndState.CLAIMED:
@@ -173,8 +174,9 @@ class ChannelEnd(ClosedByWith, Movable):
             raise self._closed_error() from None
 
     def _close(self, state: EndState) -> None:
-        self._set(state)
-        self._transport.close()
+        with no_fork_meanwhile():
+            self._set(state)
+            self._transport.close()
         self._transport.end_waits()
 
     def _set(self, state: EndState) -> None:
@@ -192,8 +194,9 @@ class ChannelEnd(ClosedByWith, Movable):
         state = getattr(self, "_state", None)
         if state in (EndState.OPEN, EndState.CLAIMED):
             text = f"Unclosed {self!r}"
-            self._set(EndState.CLOSED)
-            self._transport.close_soon()
+            with no_fork_meanwhile():
+                self._set(EndState.CLOSED)
+                self._transport.close_soon()
             self._transport.end_waits()
             if state is EndState.OPEN:  # last, as a warning may be an error
                 warnings.warn(text, ResourceWarning, stacklevel=1, source=self)
@@ -257,22 +260,25 @@ class LentEnd(Lent):
         close_in_forks(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        clone = self._transport.clone()
-        parcel = _TransportParcel(clone)
-        try:
-            return _rebuild, (self._cls, clone.pack_up(send_along(parcel)))
-        except BaseException:
-            parcel.give_back()
-            raise
+        with no_fork_meanwhile():
+            clone = self._transport.clone()
+            parcel = _TransportParcel(clone)
+            try:
+                return _rebuild, (self._cls, clone.pack_up(send_along(parcel)))
+            except BaseException:
+                parcel.give_back()
+                raise
 
     def close(self) -> None:
-        self._transport.close()
+        with no_fork_meanwhile():
+            self._transport.close()
 
     def close_in_fork(self) -> None:
         self._transport.forget()
 
     def __del__(self) -> None:
-        self._transport.close_soon()
+        with no_fork_meanwhile():
+            self._transport.close_soon()
 
 
 def _rebuild(cls: Any, packed: tuple[Any, ...]) -> Any:
