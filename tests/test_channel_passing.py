@@ -14,7 +14,7 @@ import anyio
 import channel_targets
 import pytest
 from channel_transports import hub, only_packets, transport
-from support import START_METHODS, TIMEOUT, Announcements, open_descriptors
+from support import START_METHODS, TIMEOUT, Announcements, open_descriptors, until
 
 import creche
 from creche import (
@@ -93,6 +93,16 @@ async def test_hidden_in_an_argument(ends: Ends, start_method: str) -> None:
         assert await rest_of(receive) == list(range(100))
         with pytest.raises(anyio.ClosedResourceError, match="handed over"):
             send.clone()
+
+
+async def test_end_that_a_child_has_closed(ends: Ends, start_method: str) -> None:
+    """It counts no more, although the child stays."""
+    send, receive = ends
+    async with open_nursery(start_method=start_method) as nursery:
+        nursery.start_soon(channel_targets.send_and_wait, send, 1)
+        assert await rest_of(receive) == [1]
+        await until(lambda: not receive.statistics().open_send_streams)
+        nursery.cancel_scope.cancel()
 
 
 async def test_in_a_partial(ends: Ends) -> None:
