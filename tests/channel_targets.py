@@ -111,12 +111,13 @@ async def double_all_async(stream: ChannelStream[int]) -> None:
             await stream.send(2 * item)
 
 
-def in_grandchild(func: Callable[..., Any], end: Any, backend: str, *args: Any) -> Any:
-    return anyio.run(functools.partial(run_in_process, func, end, *args), backend=backend)
+def in_grandchild(method: str, func: Callable[..., Any], end: Any, backend: str, *args: Any) -> Any:
+    run = functools.partial(in_grandchild_async, method, func, end, *args)
+    return anyio.run(run, backend=backend)
 
 
-async def in_grandchild_async(func: Callable[..., Any], end: Any, *args: Any) -> Any:
-    return await run_in_process(func, end, *args)
+async def in_grandchild_async(method: str, func: Callable[..., Any], end: Any, *args: Any) -> Any:
+    return await run_in_process(func, end, *args, start_method=method)
 
 
 def wait_for_ever_in(method: str, end: Any, path: str) -> None:

@@ -287,18 +287,24 @@ async def test_a_serializer_of_the_applications_own(ends: Ends) -> None:
         assert await rest_of(receive) == list(range(10))
 
 
-async def test_grandchildren(ends: Ends, anyio_backend_name: str) -> None:
+async def test_grandchildren(ends: Ends, anyio_backend_name: str, start_method: str) -> None:
     send, receive = ends
-    async with open_nursery() as nursery:
+    async with open_nursery(start_method=start_method) as nursery:
         nursery.start_soon(
             channel_targets.in_grandchild,
+            start_method,
             channel_targets.produce,
             send.clone(),
             anyio_backend_name,
             10,
         )
         nursery.start_soon(
-            channel_targets.in_grandchild_async, channel_targets.produce_async, send, 10, 10
+            channel_targets.in_grandchild_async,
+            start_method,
+            channel_targets.produce_async,
+            send,
+            10,
+            10,
         )
         assert sorted(await rest_of(receive)) == list(range(20))
 

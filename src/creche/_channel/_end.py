@@ -233,6 +233,11 @@ class _TransportParcel(Parcel):
         if transport is not None:
             transport.forget()
 
+    def leave_in_fork(self) -> None:
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            transport.leave()
+
 
 class _EndParcel(_TransportParcel):
     """An end on its way."""

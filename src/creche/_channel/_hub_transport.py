@@ -117,6 +117,8 @@ class _HubTransport:
     def forget(self) -> None:
         self._open = self._on_its_way = False
 
+    leave = forget
+
     def forget_waits(self) -> None:
         """They have nothing that a fork would have to close."""
 

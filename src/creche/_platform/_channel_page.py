@@ -18,7 +18,6 @@ What a killed process has counted is off by at most the one item in its hands: s
 from __future__ import annotations
 
 import fcntl
-import mmap
 import os
 import struct
 import sys
@@ -60,7 +59,7 @@ class ChannelPage:
         self.descriptor = descriptor
         self.row = row
         self._sends = sends
-        self._memory = _map(descriptor)
+        self._memory = map_descriptor(descriptor, _BYTES)
         self.cells: memoryview = memoryview(self._memory).cast("q")
         self.cell = row + (_SENT if sends else _RECEIVED)
         """Which of the cells this end counts in."""
@@ -91,7 +90,7 @@ class ChannelPage:
     @classmethod
     def _claim(cls, descriptor: int, *, sends: bool) -> ChannelPage:
         # Not a duplicate: that would share the description, and with it the locks.
-        own = _open_again(descriptor)
+        own = os.open(f"/proc/self/fd/{descriptor}", os.O_RDWR | os.O_CLOEXEC)
         try:
             page = cls(own, _claim_row(own, sends=sends), sends=sends)
         except BaseException:
@@ -139,13 +138,19 @@ class ChannelPage:
         fcntl.fcntl(self.descriptor, fcntl.F_OFD_SETLK, _lock_of(fcntl.F_UNLCK, _SENDING))
 
     def close(self) -> None:
-        descriptor, self.descriptor = self.descriptor, -1
+        descriptor = self.descriptor
         if descriptor >= 0:
-            for column in self._columns.values():
-                column.release()
-            self.cells.release()
-            self._memory.close()
+            self.leave()
             os.close(descriptor)
+
+    def leave(self) -> None:
+        """Close all but the descriptor, which somebody else owns. (Before Python 3.13 the mapping
+        has a duplicate of it, and with that the locks.)"""
+        self.descriptor = -1
+        for column in self._columns.values():
+            column.release()
+        self.cells.release()
+        self._memory.close()
 
     def _total(self, column: int, used: int) -> int:
         cells = self._columns[column]
@@ -167,22 +172,6 @@ class ChannelPage:
             else:
                 owned += _is_locked(self.descriptor, _row_byte(row, sends=sends))
         return owned
-
-
-def _open_again(descriptor: int) -> int:
-    return os.open(f"/proc/self/fd/{descriptor}", os.O_RDWR | os.O_CLOEXEC)
-
-
-def _map(descriptor: int) -> mmap.mmap:
-    if sys.version_info >= (3, 13):
-        return map_descriptor(descriptor, _BYTES)
-    # By a description of its own, which the mapping keeps open. The end's would be locked as long
-    # as the mapping is there, and a fork that was handed the end has the one of its parent, too.
-    apart = _open_again(descriptor)
-    try:
-        return map_descriptor(apart, _BYTES)
-    finally:
-        os.close(apart)
 
 
 def _claim_row(descriptor: int, *, sends: bool) -> int:

@@ -132,6 +132,11 @@ class Parcel(ABC):
     def close_in_fork(self) -> None:
         """In a fork of this process: do so, without regard to its other threads."""
 
+    @abstractmethod
+    def leave_in_fork(self) -> None:
+        """In the fork that it goes to: what is unpickled there owns our copies, which are the same
+        descriptors."""
+
 
 class Carrier(Protocol):
     """What a call takes along."""
@@ -186,8 +191,11 @@ class Parcels:
                 parcel.close()
 
     def close_in_fork(self) -> None:
-        if self.fork_thread != threading.get_ident():
-            for parcel in self._parcels:
+        parcels, self._parcels = self._parcels, []
+        for parcel in parcels:
+            if self.fork_thread == threading.get_ident():
+                parcel.leave_in_fork()
+            else:
                 parcel.close_in_fork()
 
     def __del__(self) -> None:
