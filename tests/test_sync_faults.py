@@ -32,6 +32,7 @@ from test_sync import STYLES, hub, pick, transport, until
 from creche import ProcessDied, ProcessStateError, StopPolicy, open_nursery, run_in_process, sync
 from creche._hub import _hub, _link, _sources
 from creche._hub._protocol import HELLO, HubRef, make_hello
+from creche._loops import current_loop, post
 from creche._platform import _hub_sockets, hub_connect, hub_listen
 
 __all__ = ["hub", "transport"]
@@ -371,6 +372,25 @@ async def test_owner_is_stopped(start_method: str) -> None:
                 async with lock:
                     assert (await lock.statistics()).tasks_waiting == 0
             os.kill(owner.pid, signal.SIGKILL)
+
+
+async def test_polling_an_event_in_a_callback_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It runs in no task, but in the event loop all the same, which must not wait."""
+    asked: list[object] = []
+    called = anyio.Event()
+
+    def poll() -> None:
+        assert not event.is_set()
+        called.set()
+
+    async with open_nursery() as nursery:
+        event: sync.Event = (await nursery.start(targets.own))["event"]
+        monkeypatch.setattr(event, "_statistics_sync", asked.append)
+        post(current_loop(), poll)
+        with anyio.fail_after(TIMEOUT):
+            await called.wait()
+        nursery.cancel_scope.cancel()
+    assert not asked
 
 
 def _is_stopped(pid: int) -> bool:
