@@ -369,6 +369,33 @@ async def test_handed_over_twice(ends: Ends) -> None:
         await run_in_process(channel_targets.receive_one, send)
 
 
+async def test_handed_over_twice_at_the_same_time(ends: Ends) -> None:
+    """The second call is pickled while a thread is at the first one, which has the end."""
+    send, receive = ends
+    slow = _PickledSlowly()
+    heavy = list(range(100_000))
+    async with open_pool(1) as pool, anyio.create_task_group() as tasks:
+        tasks.start_soon(pool.run, channel_targets.send_items, send, [heavy, slow])
+        await until(slow.begun.is_set)
+        try:
+            with pytest.raises(creche.SerializationError, match="was handed over"):
+                await pool.run(str, [send])
+        finally:
+            slow.let_go.set()
+        assert await rest_of(receive) == [heavy, 0]
+
+
+class _PickledSlowly:
+    def __init__(self) -> None:
+        self.begun = threading.Event()
+        self.let_go = threading.Event()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        self.begun.set()
+        assert self.let_go.wait(TIMEOUT)
+        return int, ()
+
+
 async def test_failed_claim_claims_nothing(ends: Ends) -> None:
     send, receive = ends
     receive.close()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import enum
 import math
+import threading
 import time
 import warnings
+import weakref
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from types import TracebackType
@@ -86,6 +88,7 @@ class ChannelEnd(ClosedByWith, Movable):
     def __init__(self, transport: Transport) -> None:
         self._transport: Any = transport
         self._state = EndState.OPEN
+        self._parcel: weakref.ref[_EndParcel] | None = None  # which it was packed into last
         self._checkpoint_at = -math.inf
         close_in_forks(self)
 
@@ -137,8 +140,17 @@ class ChannelEnd(ClosedByWith, Movable):
     def __reduce__(self) -> tuple[Any, ...]:
         if self._state is not EndState.CLAIMED:
             self._open_transport()
-        handle = send_along(_EndParcel(self))
+        handle = send_along(self._pack())
         return _rebuild, (type(self), self._transport.pack_up(handle))
+
+    def _pack(self) -> _EndParcel:
+        with no_fork_meanwhile():  # nor anything else in another thread
+            other = None if self._parcel is None else self._parcel()
+            if other is not None and other.is_being_packed_elsewhere:
+                raise self._error_of(EndState.CLAIMED)
+            parcel = _EndParcel(self)
+            self._parcel = weakref.ref(parcel)
+            return parcel
 
     def close_in_fork(self) -> None:
         if self._state in (EndState.OPEN, EndState.CLAIMED):
@@ -160,7 +172,9 @@ class ChannelEnd(ClosedByWith, Movable):
         return self._transport
 
     def _closed_error(self) -> anyio.ClosedResourceError:
-        state = EndState.CLOSED if self._state is EndState.OPEN else self._state
+        return self._error_of(EndState.CLOSED if self._state is EndState.OPEN else self._state)
+
+    def _error_of(self, state: EndState) -> anyio.ClosedResourceError:
         return anyio.ClosedResourceError(f"this end of the channel {_REASONS[state]}")
 
     async def _checkpoint(self) -> None:
@@ -245,6 +259,12 @@ class _EndParcel(_TransportParcel):
     def __init__(self, end: ChannelEnd) -> None:
         super().__init__(None)
         self._end: ChannelEnd | None = end
+        self._thread = threading.get_ident()
+
+    @property
+    def is_being_packed_elsewhere(self) -> bool:
+        """Whether another thread is at pickling a call that the end goes with."""
+        return self._end is not None and self._thread != threading.get_ident()
 
     def take(self) -> None:
         end, self._end = self._end, None
