@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import anyio
-from support import announce
+from support import announce, open_descriptors
 
 import creche
 from creche import ChannelReceiveStream, ChannelSendStream, ChannelStream, run_in_process
@@ -66,6 +66,15 @@ def send_and_wait(send: Send, item: Any) -> None:
     send_items(send, [item])
     while True:
         signal.pause()
+
+
+def sizes_of_memory() -> list[int]:
+    """How large what is open here is that has no name but that of creche's memory."""
+    return [
+        os.fstat(number).st_size
+        for number in open_descriptors()
+        if os.readlink(f"/proc/self/fd/{number}").startswith("/memfd:creche")
+    ]
 
 
 def keep(end: Any, path: str) -> None:

@@ -15,6 +15,7 @@ import channel_targets
 import pytest
 from channel_transports import hub, only_packets, transport
 from support import START_METHODS, TIMEOUT, Announcements, open_descriptors, until
+from test_channel import count_waiting
 
 import creche
 from creche import (
@@ -517,6 +518,22 @@ def _left_in_a_fork() -> int:
         finally:
             os._exit(left)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@only_packets
+async def test_fork_keeps_no_large_item(ends: Ends) -> None:
+    """The memory of one that is on its way would be in use as long as the fork lives."""
+    send, receive = ends
+    item = bytes(1 << 20)
+    sizes = functools.partial(run_in_process, channel_targets.sizes_of_memory, start_method="fork")
+    before = await sizes()
+    async with anyio.create_task_group() as tasks:
+        for _ in range(4 + 1):  # one more than fits
+            tasks.start_soon(send.send, item)
+        await until(lambda: count_waiting(send))
+        assert await sizes() == before
+        for _ in range(4 + 1):
+            assert await receive.receive() == item
 
 
 async def test_children_that_are_forked_while_ends_are_made(ends: Ends) -> None:
