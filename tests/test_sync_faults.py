@@ -332,6 +332,41 @@ async def test_owner_is_killed(start_method: str) -> None:
         await limiter.acquire()
 
 
+@pytest.mark.parametrize("size", [1, 1_000_000])
+@pytest.mark.parametrize("method", ["get", "get_sync"])
+async def test_item_that_came_before_its_owner_died_is_got(
+    monkeypatch: pytest.MonkeyPatch, method: str, size: int
+) -> None:
+    def kill() -> None:
+        assert owner.pid is not None
+        os.kill(owner.pid, signal.SIGKILL)
+        assert _link.link_to(queue._place().refer()[0])._ended.wait(TIMEOUT)
+
+    async def ask_and_kill(*args: Any) -> Any:
+        answer = await ask(*args)
+        kill()
+        return answer
+
+    def ask_sync_and_kill(*args: Any) -> Any:
+        answer = ask_sync(*args)
+        kill()
+        return answer
+
+    with expecting_death():
+        async with open_nursery() as nursery:
+            queue: sync.Queue[bytes] = (await nursery.start(targets.own))["queue"]
+            (owner,) = nursery.processes
+            await queue.put(bytes(size))
+            ask, ask_sync = queue._ask, queue._ask_sync
+            monkeypatch.setattr(queue, "_ask", ask_and_kill)
+            monkeypatch.setattr(queue, "_ask_sync", ask_sync_and_kill)
+            with anyio.CancelScope(shield=True), anyio.fail_after(TIMEOUT):
+                if method == "get":
+                    assert await queue.get() == bytes(size)
+                else:
+                    assert await anyio.to_thread.run_sync(queue.get_sync) == bytes(size)
+
+
 async def test_owner_of_an_event_that_is_polled_is_killed(announcements: Announcements) -> None:
     async with open_nursery() as outer:
         with expecting_death():

@@ -279,7 +279,8 @@ class HubReceiving(_HubTransport):
 
     def _got(self, wait: Wait, body: Section) -> Received:
         # Before it is unpickled: one that kills whoever does so must not go on to kill the next.
-        self._source.tell(Op.GOT, wait.number, 0, [])
+        with contextlib.suppress(anyio.BrokenResourceError):  # the item is here all the same
+            self._source.tell(Op.GOT, wait.number, 0, [])
         return received_packet(body)
 
 

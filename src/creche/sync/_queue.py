@@ -145,12 +145,14 @@ class Queue(Shared, Generic[T]):
 
     def _unpickle(self, wait: Wait, body: Section) -> Any:
         # Before it is unpickled: one that kills whoever does so must not go on to kill the next.
-        self._tell(Op.GOT, wait.number)
+        with contextlib.suppress(anyio.BrokenResourceError):  # the item is here all the same
+            self._tell(Op.GOT, wait.number)
         return unpickle_item_sync(body)
 
     async def _unpickle_apart(self, wait: Wait, body: Section) -> Any:
         source = self._place()
-        source.tell(Op.UNPICKLING, wait.number, 0, [])
+        with contextlib.suppress(anyio.BrokenResourceError):
+            source.tell(Op.UNPICKLING, wait.number, 0, [])
         outcome: Outcome = Value(None)
         try:
             with anyio.CancelScope(shield=True):
