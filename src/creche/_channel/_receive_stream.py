@@ -59,6 +59,7 @@ class ChannelReceiveStream(ChannelEnd, ObjectReceiveStream[T_co]):
         :raises anyio.EndOfStream: if there is none, and no sending end is left, in no process
         :raises SerializationError: if the item cannot be unpickled; the next one may be
         :raises anyio.ClosedResourceError: if this end is closed, or was handed over
+        :raises OSError: if no descriptor is left for a large item, which is gone then
         """
         if _clock() >= self._checkpoint_at:
             await self._checkpoint()

@@ -45,6 +45,7 @@ class ChannelSendStream(ChannelEnd, ObjectSendStream[T_contra]):
             on
         :raises anyio.BrokenResourceError: if no receiving end is left, in no process
         :raises anyio.ClosedResourceError: if this end is closed, or was handed over
+        :raises OSError: if no descriptor, or no memory, is left for a large item; nothing is sent
         """
         if _clock() >= self._checkpoint_at:
             await self._checkpoint()
