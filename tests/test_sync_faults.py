@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -541,6 +542,40 @@ def test_loop_that_was_closed_in_the_middle() -> None:
     for task in tasks:
         with contextlib.suppress(RuntimeError):
             task.get_coro().close()  # type: ignore[union-attr]
+
+
+def test_task_of_a_closed_loop_that_is_collected_in_the_middle_of_anything(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its request is cancelled by whoever the garbage collector interrupts, with any lock taken."""
+    queue = sync.Queue[int]()
+    loop = asyncio.new_event_loop()
+
+    async def start() -> asyncio.Task[int]:
+        task = asyncio.create_task(queue.get())
+        while not (await queue.statistics()).tasks_waiting_get:
+            await asyncio.sleep(0)
+        task._log_destroy_pending = False  # type: ignore[attr-defined]
+        return task
+
+    collected = weakref.ref(loop.run_until_complete(start()))
+    loop.close()
+    queue.put_sync(1)  # so that the task waits for nothing
+    source = queue._place()
+    assert isinstance(source, _sources.Here)
+    statistics = source.state.statistics
+
+    def collect() -> dict[str, Any]:
+        gc.collect()
+        assert collected() is None
+        return statistics()
+
+    monkeypatch.setattr(source.state, "statistics", collect)
+    found: list[sync.QueueStatistics] = []
+    thread = threading.Thread(target=lambda: found.append(queue.statistics_sync()), daemon=True)
+    thread.start()
+    thread.join(TIMEOUT)
+    assert [statistics.qsize for statistics in found] == [1]
 
 
 async def test_native_cancellation_of_asyncio() -> None:

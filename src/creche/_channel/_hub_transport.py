@@ -136,8 +136,8 @@ class _HubTransport:
             self._source.ask(op, wait)
             check()  # what was closed before that does not wake us any more
             yield
-        except BaseException:
-            self._source.cancel(wait)
+        except BaseException as error:
+            self._source.give_up(wait, error)
             raise
 
     @contextlib.contextmanager

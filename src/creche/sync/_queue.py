@@ -157,9 +157,9 @@ class Queue(Shared, Generic[T]):
         try:
             with anyio.CancelScope(shield=True):
                 outcome = await unpickle_item_apart(body)
-        except BaseException:
+        except BaseException as error:
             # In spite of the shield, by asyncio's own means, as a rule: somebody else gets it.
-            source.cancel(wait)
+            source.give_up(wait, error)
             raise
         with contextlib.suppress(anyio.BrokenResourceError):  # the item is here all the same
             source.tell(Op.GOT, wait.number, 0, [])
