@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import anyio
-from support import announce
+from support import announce, open_descriptors
 
 import creche
 from creche import ChannelReceiveStream, ChannelSendStream, ChannelStream, run_in_process
@@ -61,6 +61,22 @@ def send_and_announce(send: Send, path: str, count: int) -> None:
             announce(path, number)
 
 
+def send_and_wait(send: Send, item: Any) -> None:
+    """Send an item, close the end, and stay."""
+    send_items(send, [item])
+    while True:
+        signal.pause()
+
+
+def sizes_of_memory() -> list[int]:
+    """How large what is open here is that has no name but that of creche's memory."""
+    return [
+        os.fstat(number).st_size
+        for number in open_descriptors()
+        if os.readlink(f"/proc/self/fd/{number}").startswith("/memfd:creche")
+    ]
+
+
 def keep(end: Any, path: str) -> None:
     """Hold an end until somebody ends this process."""
     announce(path)
@@ -104,12 +120,13 @@ async def double_all_async(stream: ChannelStream[int]) -> None:
             await stream.send(2 * item)
 
 
-def in_grandchild(func: Callable[..., Any], end: Any, backend: str, *args: Any) -> Any:
-    return anyio.run(functools.partial(run_in_process, func, end, *args), backend=backend)
+def in_grandchild(method: str, func: Callable[..., Any], end: Any, backend: str, *args: Any) -> Any:
+    run = functools.partial(in_grandchild_async, method, func, end, *args)
+    return anyio.run(run, backend=backend)
 
 
-async def in_grandchild_async(func: Callable[..., Any], end: Any, *args: Any) -> Any:
-    return await run_in_process(func, end, *args)
+async def in_grandchild_async(method: str, func: Callable[..., Any], end: Any, *args: Any) -> Any:
+    return await run_in_process(func, end, *args, start_method=method)
 
 
 def wait_for_ever_in(method: str, end: Any, path: str) -> None:

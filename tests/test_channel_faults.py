@@ -427,7 +427,11 @@ async def test_parent_that_dies_ends_the_channel(ends: Ends, announcements: Anno
     """What a grandchild holds goes with it."""
     send, receive = ends
     process = await start(
-        channel_targets.in_grandchild_async, channel_targets.keep, send, announcements.path
+        channel_targets.in_grandchild_async,
+        "creche",
+        channel_targets.keep,
+        send,
+        announcements.path,
     )
     grandchild = await announcements.get_pid()
     assert process.pid is not None

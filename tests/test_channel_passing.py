@@ -6,14 +6,16 @@ import functools
 import multiprocessing
 import os
 import pickle
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import anyio
 import channel_targets
 import pytest
-from channel_transports import hub, transport
-from support import START_METHODS, TIMEOUT, Announcements
+from channel_transports import hub, only_packets, transport
+from support import START_METHODS, TIMEOUT, Announcements, open_descriptors, until
+from test_channel import count_waiting
 
 import creche
 from creche import (
@@ -92,6 +94,16 @@ async def test_hidden_in_an_argument(ends: Ends, start_method: str) -> None:
         assert await rest_of(receive) == list(range(100))
         with pytest.raises(anyio.ClosedResourceError, match="handed over"):
             send.clone()
+
+
+async def test_end_that_a_child_has_closed(ends: Ends, start_method: str) -> None:
+    """It counts no more, although the child stays."""
+    send, receive = ends
+    async with open_nursery(start_method=start_method) as nursery:
+        nursery.start_soon(channel_targets.send_and_wait, send, 1)
+        assert await rest_of(receive) == [1]
+        await until(lambda: not receive.statistics().open_send_streams)
+        nursery.cancel_scope.cancel()
 
 
 async def test_in_a_partial(ends: Ends) -> None:
@@ -276,18 +288,24 @@ async def test_a_serializer_of_the_applications_own(ends: Ends) -> None:
         assert await rest_of(receive) == list(range(10))
 
 
-async def test_grandchildren(ends: Ends, anyio_backend_name: str) -> None:
+async def test_grandchildren(ends: Ends, anyio_backend_name: str, start_method: str) -> None:
     send, receive = ends
-    async with open_nursery() as nursery:
+    async with open_nursery(start_method=start_method) as nursery:
         nursery.start_soon(
             channel_targets.in_grandchild,
+            start_method,
             channel_targets.produce,
             send.clone(),
             anyio_backend_name,
             10,
         )
         nursery.start_soon(
-            channel_targets.in_grandchild_async, channel_targets.produce_async, send, 10, 10
+            channel_targets.in_grandchild_async,
+            start_method,
+            channel_targets.produce_async,
+            send,
+            10,
+            10,
         )
         assert sorted(await rest_of(receive)) == list(range(20))
 
@@ -350,6 +368,33 @@ async def test_handed_over_twice(ends: Ends) -> None:
         await run_in_process(channel_targets.produce, send, 2)
     with pytest.raises(anyio.ClosedResourceError):
         await run_in_process(channel_targets.receive_one, send)
+
+
+async def test_handed_over_twice_at_the_same_time(ends: Ends) -> None:
+    """The second call is pickled while a thread is at the first one, which has the end."""
+    send, receive = ends
+    slow = _PickledSlowly()
+    heavy = list(range(100_000))
+    async with open_pool(1) as pool, anyio.create_task_group() as tasks:
+        tasks.start_soon(pool.run, channel_targets.send_items, send, [heavy, slow])
+        await until(slow.begun.is_set)
+        try:
+            with pytest.raises(creche.SerializationError, match="was handed over"):
+                await pool.run(str, [send])
+        finally:
+            slow.let_go.set()
+        assert await rest_of(receive) == [heavy, 0]
+
+
+class _PickledSlowly:
+    def __init__(self) -> None:
+        self.begun = threading.Event()
+        self.let_go = threading.Event()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        self.begun.set()
+        assert self.let_go.wait(TIMEOUT)
+        return int, ()
 
 
 async def test_failed_claim_claims_nothing(ends: Ends) -> None:
@@ -438,6 +483,70 @@ async def test_forked_children_keep_no_other_ends(ends: Ends, announcements: Ann
         nursery.cancel_scope.cancel()
     assert await rest_of(second_receive) == []
     second_receive.close()
+
+
+@only_packets
+def test_fork_while_another_thread_is_at_it() -> None:
+    """A fork keeps nothing of what is made, cloned, lent or closed just then."""
+    over = threading.Event()
+
+    def make_and_close() -> None:
+        while not over.is_set():
+            send, receive = create_channel[int](4)
+            send.claim()
+            for end in (send.lend(), receive.clone(), receive):
+                end.close()
+
+    before = _left_in_a_fork()
+    thread = threading.Thread(target=make_and_close)
+    thread.start()
+    try:
+        assert {_left_in_a_fork() for _ in range(100)} == {before}
+    finally:
+        over.set()
+        thread.join(TIMEOUT)
+
+
+def _left_in_a_fork() -> int:
+    """How many sockets and files without a name a fork of this process has open."""
+    pid = os.fork()
+    if not pid:
+        left = 255
+        try:
+            targets = [os.readlink(f"/proc/self/fd/{number}") for number in open_descriptors()]
+            left = sum(target.startswith(("socket:", "/memfd:")) for target in targets)
+        finally:
+            os._exit(left)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@only_packets
+async def test_fork_keeps_no_large_item(ends: Ends) -> None:
+    """The memory of one that is on its way would be in use as long as the fork lives."""
+    send, receive = ends
+    item = bytes(1 << 20)
+    sizes = functools.partial(run_in_process, channel_targets.sizes_of_memory, start_method="fork")
+    before = await sizes()
+    async with anyio.create_task_group() as tasks:
+        for _ in range(4 + 1):  # one more than fits
+            tasks.start_soon(send.send, item)
+        await until(lambda: count_waiting(send))
+        assert await sizes() == before
+        for _ in range(4 + 1):
+            assert await receive.receive() == item
+
+
+async def test_children_that_are_forked_while_ends_are_made(ends: Ends) -> None:
+    """Each is forked by a thread, while the event loop makes the next one's end."""
+    send, receive = ends
+    async with open_nursery(start_method="fork") as nursery:
+        for number in range(20):
+            nursery.start_soon(channel_targets.send_and_wait, send.clone(), number)
+            for _ in range(3):
+                await anyio.lowlevel.checkpoint()
+        send.close()
+        assert sorted(await rest_of(receive)) == list(range(20))
+        nursery.cancel_scope.cancel()
 
 
 async def test_fork_of_the_functions_own(ends: Ends, announcements: Announcements) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import anyio
 import pytest
@@ -25,6 +26,7 @@ from creche import (
     StopPolicy,
     open_stream,
 )
+from creche._stream import _process_stream
 from creche._stream._ring import TURN_AWAITED
 
 pytestmark = pytest.mark.anyio
@@ -272,6 +274,23 @@ async def test_no_descriptors_left() -> None:
             except (ProcessStartError, SerializationError):
                 failures += 1
     assert failures
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EMFILE, "too many open files"), RuntimeError("no new thread")]
+)
+async def test_nothing_left_for_the_machinery(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """As when a stream is the first thing that a program opens."""
+
+    def no_runtime() -> NoReturn:
+        raise error
+
+    monkeypatch.setattr(_process_stream, "runtime", no_runtime)
+    with pytest.raises(ProcessStartError, match=str(error.args[-1])):
+        async with open_stream(targets.count, 1):
+            pass
 
 
 async def test_many_cycles() -> None:

@@ -154,11 +154,13 @@ def test_plain_records_are_loaded(ring: Ring) -> None:
     ring.writer.write(b"table", TABLE)
     ring.writer.write(b"last")
     items: list[bytes] = []
-    ring.reader.read_plain(bytes, items, 2)
+    ring.reader.read_plain(bytes, items, 2, SIZE)
     assert items == [b"\0", b"\1"]
-    ring.reader.read_plain(bytes, items, 100)
+    ring.reader.read_plain(bytes, items, 100, 17)  # one is within that, and one more begins there
+    assert items == [b"\0", b"\1", b"\2", b"\3"]
+    ring.reader.read_plain(bytes, items, 100, SIZE)
     assert items == [bytes([number]) for number in range(5)]
-    ring.reader.read_plain(bytes, items, 100)
+    ring.reader.read_plain(bytes, items, 100, SIZE)
     assert len(items) == 5
     assert ring.read() == [b"table", b"last"]
 
@@ -173,9 +175,9 @@ def test_what_cannot_be_loaded_is_read(ring: Ring) -> None:
         ring.writer.write(data)
     items: list[bytes] = []
     with pytest.raises(ValueError, match="bad"):
-        ring.reader.read_plain(load, items, 100)
+        ring.reader.read_plain(load, items, 100, SIZE)
     assert items == [b"good"]
-    ring.reader.read_plain(load, items, 100)
+    ring.reader.read_plain(load, items, 100, SIZE)
     assert items == [b"good", b"better"]
 
 
@@ -194,7 +196,7 @@ def test_impossible_records(ring: Ring, header: int) -> None:
     ring.writer._words[0] = header
     with pytest.raises(BadRingError):
         if header < 4096:
-            ring.reader.read_plain(bytes, [], 10)
+            ring.reader.read_plain(bytes, [], 10, SIZE)
         else:
             ring.read()
 

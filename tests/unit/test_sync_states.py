@@ -405,6 +405,16 @@ def test_item_that_nobody_has_heard_of_goes_back_to_the_front() -> None:
     assert second.outcome == [b"1"]
 
 
+def test_request_that_is_cancelled_twice_takes_no_item_out() -> None:
+    """By the connection, which finds its event loop closed, and by the task that is collected."""
+    queue = Driver(QueueState(0))
+    first = get(queue, A)
+    put(queue, B, b"1")
+    queue.cancel(first)
+    queue.cancel(first)
+    assert get(queue, C).outcome == [b"1"]
+
+
 def test_item_that_is_being_unpickled() -> None:
     queue = Driver(QueueState(0))
     for i in range(3):

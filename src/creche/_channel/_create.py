@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TypeVar
 
 from .._platform import HAS_PACKET_SOCKETS
+from .._wire._handing_over import no_fork_meanwhile
 from ._duplex import ChannelStream
 from ._hub_transport import hub_transports
 from ._packet_transport import packet_transports
@@ -48,8 +49,10 @@ class create_channel(tuple[ChannelSendStream[T_Item], ChannelReceiveStream[T_Ite
     def __new__(  # type: ignore[misc]
         cls, max_buffer_size: int = 64
     ) -> tuple[ChannelSendStream[T_Item], ChannelReceiveStream[T_Item]]:
-        send, receive = make_transports(_check_size(max_buffer_size))
-        return ChannelSendStream(send), ChannelReceiveStream(receive)
+        size = _check_size(max_buffer_size)
+        with no_fork_meanwhile():
+            send, receive = make_transports(size)
+            return ChannelSendStream(send), ChannelReceiveStream(receive)
 
 
 class create_duplex_channel(tuple[ChannelStream[T_Item], ChannelStream[T_Item]]):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import enum
 import math
+import threading
 import time
 import warnings
+import weakref
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from types import TracebackType
@@ -16,7 +18,7 @@ import anyio.lowlevel
 
 from .._errors import ProcessStateError
 from .._loops import runs_in_loop
-from .._wire._handing_over import Lent, Movable, Parcel, close_in_forks
+from .._wire._handing_over import Lent, Movable, Parcel, close_in_forks, no_fork_meanwhile
 from ._passing import send_along
 from ._transports import Transport
 
@@ -86,6 +88,7 @@ class ChannelEnd(ClosedByWith, Movable):
     def __init__(self, transport: Transport) -> None:
         self._transport: Any = transport
         self._state = EndState.OPEN
+        self._parcel: weakref.ref[_EndParcel] | None = None  # which it was packed into last
         self._checkpoint_at = -math.inf
         close_in_forks(self)
 
@@ -131,13 +134,23 @@ class ChannelEnd(ClosedByWith, Movable):
             self._close(EndState.MOVED)
 
     def lend(self) -> LentEnd:
-        return LentEnd(type(self), self._move())
+        with no_fork_meanwhile():
+            return LentEnd(type(self), self._move())
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self._state is not EndState.CLAIMED:
             self._open_transport()
-        handle = send_along(_EndParcel(self))
+        handle = send_along(self._pack())
         return _rebuild, (type(self), self._transport.pack_up(handle))
+
+    def _pack(self) -> _EndParcel:
+        with no_fork_meanwhile():  # nor anything else in another thread
+            other = None if self._parcel is None else self._parcel()
+            if other is not None and other.is_being_packed_elsewhere:
+                raise self._error_of(EndState.CLAIMED)
+            parcel = _EndParcel(self)
+            self._parcel = weakref.ref(parcel)
+            return parcel
 
     def close_in_fork(self) -> None:
         if self._state in (EndState.OPEN, EndState.CLAIMED):
@@ -159,7 +172,9 @@ class ChannelEnd(ClosedByWith, Movable):
         return self._transport
 
     def _closed_error(self) -> anyio.ClosedResourceError:
-        state = EndState.CLOSED if self._state is EndState.OPEN else self._state
+        return self._error_of(EndState.CLOSED if self._state is EndState.OPEN else self._state)
+
+    def _error_of(self, state: EndState) -> anyio.ClosedResourceError:
         return anyio.ClosedResourceError(f"this end of the channel {_REASONS[state]}")
 
     async def _checkpoint(self) -> None:
@@ -173,8 +188,9 @@ class ChannelEnd(ClosedByWith, Movable):
             raise self._closed_error() from None
 
     def _close(self, state: EndState) -> None:
-        self._set(state)
-        self._transport.close()
+        with no_fork_meanwhile():
+            self._set(state)
+            self._transport.close()
         self._transport.end_waits()
 
     def _set(self, state: EndState) -> None:
@@ -192,8 +208,9 @@ class ChannelEnd(ClosedByWith, Movable):
         state = getattr(self, "_state", None)
         if state in (EndState.OPEN, EndState.CLAIMED):
             text = f"Unclosed {self!r}"
-            self._set(EndState.CLOSED)
-            self._transport.close_soon()
+            with no_fork_meanwhile():
+                self._set(EndState.CLOSED)
+                self._transport.close_soon()
             self._transport.end_waits()
             if state is EndState.OPEN:  # last, as a warning may be an error
                 warnings.warn(text, ResourceWarning, stacklevel=1, source=self)
@@ -230,6 +247,11 @@ class _TransportParcel(Parcel):
         if transport is not None:
             transport.forget()
 
+    def leave_in_fork(self) -> None:
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            transport.leave()
+
 
 class _EndParcel(_TransportParcel):
     """An end on its way."""
@@ -237,6 +259,12 @@ class _EndParcel(_TransportParcel):
     def __init__(self, end: ChannelEnd) -> None:
         super().__init__(None)
         self._end: ChannelEnd | None = end
+        self._thread = threading.get_ident()
+
+    @property
+    def is_being_packed_elsewhere(self) -> bool:
+        """Whether another thread is at pickling a call that the end goes with."""
+        return self._end is not None and self._thread != threading.get_ident()
 
     def take(self) -> None:
         end, self._end = self._end, None
@@ -257,22 +285,25 @@ class LentEnd(Lent):
         close_in_forks(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        clone = self._transport.clone()
-        parcel = _TransportParcel(clone)
-        try:
-            return _rebuild, (self._cls, clone.pack_up(send_along(parcel)))
-        except BaseException:
-            parcel.give_back()
-            raise
+        with no_fork_meanwhile():
+            clone = self._transport.clone()
+            parcel = _TransportParcel(clone)
+            try:
+                return _rebuild, (self._cls, clone.pack_up(send_along(parcel)))
+            except BaseException:
+                parcel.give_back()
+                raise
 
     def close(self) -> None:
-        self._transport.close()
+        with no_fork_meanwhile():
+            self._transport.close()
 
     def close_in_fork(self) -> None:
         self._transport.forget()
 
     def __del__(self) -> None:
-        self._transport.close_soon()
+        with no_fork_meanwhile():
+            self._transport.close_soon()
 
 
 def _rebuild(cls: Any, packed: tuple[Any, ...]) -> Any:

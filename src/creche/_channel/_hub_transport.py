@@ -117,6 +117,8 @@ class _HubTransport:
     def forget(self) -> None:
         self._open = self._on_its_way = False
 
+    leave = forget
+
     def forget_waits(self) -> None:
         """They have nothing that a fork would have to close."""
 
@@ -134,8 +136,8 @@ class _HubTransport:
             self._source.ask(op, wait)
             check()  # what was closed before that does not wake us any more
             yield
-        except BaseException:
-            self._source.cancel(wait)
+        except BaseException as error:
+            self._source.give_up(wait, error)
             raise
 
     @contextlib.contextmanager
@@ -277,7 +279,8 @@ class HubReceiving(_HubTransport):
 
     def _got(self, wait: Wait, body: Section) -> Received:
         # Before it is unpickled: one that kills whoever does so must not go on to kill the next.
-        self._source.tell(Op.GOT, wait.number, 0, [])
+        with contextlib.suppress(anyio.BrokenResourceError):  # the item is here all the same
+            self._source.tell(Op.GOT, wait.number, 0, [])
         return received_packet(body)
 
 

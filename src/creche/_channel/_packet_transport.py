@@ -59,6 +59,9 @@ class _PacketTransport:
     def forget(self) -> None:
         self._end.forget()
 
+    def leave(self) -> None:
+        self._end.leave()
+
     def forget_waits(self) -> None:
         for wait in self._loop_waits.values():
             wait.forget()

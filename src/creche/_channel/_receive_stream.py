@@ -13,6 +13,7 @@ from anyio import get_cancelled_exc_class
 from anyio.abc import ObjectReceiveStream
 
 from .._durations import check_timeout
+from .._wire._handing_over import no_fork_meanwhile
 from ._end import CHECKPOINT_SECONDS, ChannelEnd, EndState, check_not_in_loop
 from ._items import LargePacket, ReceivedItem, load_other, load_packet
 from ._transports import Received
@@ -58,6 +59,7 @@ class ChannelReceiveStream(ChannelEnd, ObjectReceiveStream[T_co]):
         :raises anyio.EndOfStream: if there is none, and no sending end is left, in no process
         :raises SerializationError: if the item cannot be unpickled; the next one may be
         :raises anyio.ClosedResourceError: if this end is closed, or was handed over
+        :raises OSError: if no descriptor is left for a large item, which is gone then
         """
         if _clock() >= self._checkpoint_at:
             await self._checkpoint()
@@ -142,7 +144,8 @@ class ChannelReceiveStream(ChannelEnd, ObjectReceiveStream[T_co]):
         :raises anyio.ClosedResourceError: if this end is closed, or was handed over
         :raises OSError: if there are no descriptors left, or the channel has 512 receiving ends
         """
-        return ChannelReceiveStream(self._clone_transport())
+        with no_fork_meanwhile():
+            return ChannelReceiveStream(self._clone_transport())
 
     def __iter__(self) -> ChannelReceiveStream[T_co]:
         return self

@@ -11,6 +11,7 @@ from anyio.abc import ObjectSendStream
 
 from .._durations import check_timeout
 from .._platform import Segment
+from .._wire._handing_over import no_fork_meanwhile
 from .._wire._payloads import TooHeavyError
 from ._end import CHECKPOINT_SECONDS, ChannelEnd, EndState, check_not_in_loop
 from ._items import LargeItem, dump_item, dump_small, inline_packet, large_item
@@ -44,6 +45,7 @@ class ChannelSendStream(ChannelEnd, ObjectSendStream[T_contra]):
             on
         :raises anyio.BrokenResourceError: if no receiving end is left, in no process
         :raises anyio.ClosedResourceError: if this end is closed, or was handed over
+        :raises OSError: if no descriptor, or no memory, is left for a large item; nothing is sent
         """
         if _clock() >= self._checkpoint_at:
             await self._checkpoint()
@@ -98,7 +100,8 @@ class ChannelSendStream(ChannelEnd, ObjectSendStream[T_contra]):
         :raises anyio.ClosedResourceError: if this end is closed, or was handed over
         :raises OSError: if there are no descriptors left, or the channel has 512 sending ends
         """
-        return ChannelSendStream(self._clone_transport())
+        with no_fork_meanwhile():
+            return ChannelSendStream(self._clone_transport())
 
     # --- inner workings ---------------------------------------------------------------------------
 

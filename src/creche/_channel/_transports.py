@@ -74,6 +74,11 @@ class Transport(Protocol):
         """In a fork of this process: close our copies."""
         ...
 
+    def leave(self) -> None:
+        """In a fork of this process that what was packed up goes to: our copies belong to the end
+        that is made of it there."""
+        ...
+
     def forget_waits(self) -> None:
         """In a fork of this process: close our copies of what belongs to those who wait."""
         ...

@@ -12,7 +12,7 @@ from ._protocol import Op
 from ._states import Party, State, Ticket, Waiting, add, drop, no_such, pop_first
 
 _Put = tuple[Party, int, Section]
-"""An item, and the request that it came with."""
+"""An item, and the request that it came with; 0 for none that could be cancelled."""
 
 
 class QueueState(State):
@@ -89,7 +89,8 @@ class QueueState(State):
         self.unpickling.discard((party, number))
         item = self.handed_out.pop((party, number), None)
         if item is not None:
-            self.items.appendleft((party, number, item))
+            # As nobody's: a request may be cancelled twice, where its event loop was closed.
+            self.items.appendleft((party, 0, item))
         else:
             for put in self.items:
                 if put[:2] == (party, number):
@@ -107,7 +108,7 @@ class QueueState(State):
             if key in self.unpickling:
                 self.unpickling.remove(key)
             else:
-                self.items.appendleft((*key, item))
+                self.items.appendleft((party, 0, item))
         self._hand_out()
         self._end_if_empty()
 

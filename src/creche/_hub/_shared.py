@@ -48,8 +48,8 @@ class Shared:
         try:
             source.ask(op, wait)
             await wait.wait()
-        except BaseException:
-            source.cancel(wait)
+        except BaseException as error:
+            source.give_up(wait, error)
             raise
         return wait.result()
 

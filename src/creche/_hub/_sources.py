@@ -12,6 +12,7 @@ from functools import partial
 from .._errors import ProcessStateError
 from .._runtime import has_runtime
 from .._wire._framing import Section
+from ._driver import socket_watcher
 from ._hub import Hub, gone
 from ._link import Link, forget_links, link_to
 from ._protocol import HubRef, Op
@@ -32,6 +33,18 @@ class Source(ABC):
     @abstractmethod
     def cancel(self, wait: Wait) -> None:
         """Undo what was asked for, whether it was granted or not."""
+
+    @abstractmethod
+    def cancel_soon(self, wait: Wait) -> None:
+        """Do so in the watcher. For the garbage collector, which comes in the middle of anything:
+        it takes none of the locks that this thread may have."""
+
+    def give_up(self, wait: Wait, error: BaseException) -> None:
+        """Undo what was asked for, as ``error`` has ended the wait for it."""
+        if isinstance(error, GeneratorExit):  # the task was collected: its event loop is closed
+            self.cancel_soon(wait)
+        else:
+            self.cancel(wait)
 
     @abstractmethod
     def tell(self, op: Op, number: int, holder: int, body: Section) -> None:
@@ -76,6 +89,10 @@ class Here(Source):
             with self.state.lock:
                 self.state.cancel(wait.party, wait.number)
 
+    def cancel_soon(self, wait: Wait) -> None:
+        if wait.asked is not None:
+            socket_watcher().call_soon(partial(self.cancel, wait))
+
     def tell(self, op: Op, number: int, holder: int, body: Section) -> None:
         with self.state.lock:
             self.state.tell(op, _places.party, number, holder, body)
@@ -112,7 +129,6 @@ class There(Source):
             link.cancel(self._obj, wait.number)
 
     def cancel_soon(self, wait: Wait) -> None:
-        """Called by the garbage collector, in the middle of anything: it takes no lock."""
         link: Link | None = wait.asked
         if link is not None:
             link.call_soon(partial(self.cancel, wait))
@@ -135,6 +151,8 @@ class Nowhere(Source):
 
     def cancel(self, wait: Wait) -> None:
         pass
+
+    cancel_soon = cancel
 
     def tell(self, op: Op, number: int, holder: int, body: Section) -> None:
         raise self._error()

@@ -138,13 +138,19 @@ class ChannelPage:
         fcntl.fcntl(self.descriptor, fcntl.F_OFD_SETLK, _lock_of(fcntl.F_UNLCK, _SENDING))
 
     def close(self) -> None:
-        descriptor, self.descriptor = self.descriptor, -1
+        descriptor = self.descriptor
         if descriptor >= 0:
-            for column in self._columns.values():
-                column.release()
-            self.cells.release()
-            self._memory.close()
+            self.leave()
             os.close(descriptor)
+
+    def leave(self) -> None:
+        """Close all but the descriptor, which somebody else owns. (Before Python 3.13 the mapping
+        has a duplicate of it, and with that the locks.)"""
+        self.descriptor = -1
+        for column in self._columns.values():
+            column.release()
+        self.cells.release()
+        self._memory.close()
 
     def _total(self, column: int, used: int) -> int:
         cells = self._columns[column]

@@ -209,6 +209,12 @@ class _PacketEnd:
         self._open = False
         self._close_descriptors()
 
+    def leave(self) -> None:
+        """In a fork of this process that it was handed to: another object owns our copies."""
+        self._socket.detach()
+        self._page.leave()
+        self.forget()
+
     def _close_descriptors(self) -> None:
         self._close_channel()
         wake, self._wake = self._wake, -1

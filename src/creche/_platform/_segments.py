@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 assert sys.platform == "linux" or not TYPE_CHECKING
 
 from .._wire._framing import Buffer
-from .._wire._handing_over import MAX_DESCRIPTORS
+from .._wire._handing_over import MAX_DESCRIPTORS, close_in_forks
 from ._fresh_memory import ask_for_huge_pages
 from ._posix import DescriptorForChild
 from ._streams import StreamReader, StreamWriter, open_stream
@@ -31,19 +31,23 @@ _MAX_PIECES = 1024
 
 
 class Segment:
-    """Owns the descriptor of a segment that is written once, and read once."""
+    """Owns the descriptor of a segment that is written once, and read once.
+
+    A fork of this process closes its copy: it would keep all of the memory.
+    """
 
     descriptor = -1
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
+        close_in_forks(self)
 
     def close(self) -> None:
         if self.descriptor >= 0:
             descriptor, self.descriptor = self.descriptor, -1
             os.close(descriptor)
 
-    __del__ = close
+    __del__ = close_in_fork = close
 
 
 def write_segment(sections: Sequence[Sequence[Buffer]], offsets: Sequence[int]) -> Segment:

@@ -298,11 +298,11 @@ class ProcessStream(ObjectReceiveStream[T_co]):
         handle, process = self._handle, self._process
         loop = self._loop = current_loop()
         try:
+            jobs = ThreadJobs(loop, runtime().picklers)  # may be what makes the runtime
             link = StreamLink()
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # no descriptors, or no threads, left
             raise ProcessStartError(f"cannot start process {process.name!r}: {error}") from error
         try:
-            jobs = ThreadJobs(loop, runtime().picklers)
             receiver = Receiver(
                 loop, link, jobs, self._max_buffer_size, self._cannot_unpickle, self._kill
             )

@@ -18,6 +18,7 @@ from ._ring import HEAVY, MORE, PLAIN, TABLE, BadRingError, RingReader
 
 # Small items are unpickled so many at a time, which takes a fraction of a millisecond.
 _BATCH_ITEMS = 128
+_BATCH_BYTES = 32 * 1024
 
 # A record, however large it is.
 _ONE = 1
@@ -104,7 +105,7 @@ class Receiver:
         values: list[Any] = []
         try:
             if self._parcel is None:
-                self._reader.read_plain(loads, values, _BATCH_ITEMS)
+                self._reader.read_plain(loads, values, _BATCH_ITEMS, _BATCH_BYTES)
             if not values:
                 self._take_one(values)
         except (BadRingError, BadFrameError) as error:

@@ -230,21 +230,25 @@ class RingReader:
         finally:
             self._has_read(read)
 
-    def read_plain(self, load: Callable[[Any], Any], items: list[Any], most: int) -> None:
+    def read_plain(
+        self, load: Callable[[Any], Any], items: list[Any], most: int, most_bytes: int
+    ) -> None:
         """Read what :meth:`records` would give, as far as it is plain and small; load it.
 
         :param load: makes an item of a record
         :param items: what is made is appended to it
         :param most: how many items
+        :param most_bytes: after how many bytes no further item is read
         :raises BadRingError: if it is no record
         :raises BaseException: what ``load`` raises; that record is read then
         """
         written = self._how_far()
         words, memory, mask, size = self._words, self._bytes, self._mask, self._size
         read = self._read
+        stop = min(written, read + most_bytes)
         try:
             for _ in range(most):
-                if read >= written:
+                if read >= stop:
                     break
                 position = read & mask
                 length = words[position >> 3]

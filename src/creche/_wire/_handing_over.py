@@ -132,6 +132,11 @@ class Parcel(ABC):
     def close_in_fork(self) -> None:
         """In a fork of this process: do so, without regard to its other threads."""
 
+    @abstractmethod
+    def leave_in_fork(self) -> None:
+        """In the fork that it goes to: what is unpickled there owns our copies, which are the same
+        descriptors."""
+
 
 class Carrier(Protocol):
     """What a call takes along."""
@@ -157,13 +162,13 @@ class Parcels:
 
     def add(self, parcel: Parcel) -> None:
         self._parcels.append(parcel)
+        _on_their_way.add(self)
 
     def take(self) -> None:
         """The call has been pickled."""
-        for parcel in self._parcels:
-            parcel.take()
-        if self._parcels:
-            _on_their_way.add(self)
+        with no_fork_meanwhile():
+            for parcel in self._parcels:
+                parcel.take()
 
     def give_back(self) -> None:
         """The call could not be pickled."""
@@ -174,18 +179,23 @@ class Parcels:
     def started(self) -> None:
         """The process of the call exists: only what does not come to it by itself is left."""
         self.fork_thread = None
-        for parcel in self._parcels:
-            parcel.started()
+        with no_fork_meanwhile():
+            for parcel in self._parcels:
+                parcel.started()
 
     def close(self) -> None:
         """The call has been made, or never will be."""
-        parcels, self._parcels = self._parcels, []
-        for parcel in parcels:
-            parcel.close()
+        with no_fork_meanwhile():
+            parcels, self._parcels = self._parcels, []
+            for parcel in parcels:
+                parcel.close()
 
     def close_in_fork(self) -> None:
-        if self.fork_thread != threading.get_ident():
-            for parcel in self._parcels:
+        parcels, self._parcels = self._parcels, []
+        for parcel in parcels:
+            if self.fork_thread == threading.get_ident():
+                parcel.leave_in_fork()
+            else:
                 parcel.close_in_fork()
 
     def __del__(self) -> None:
@@ -291,6 +301,12 @@ class ClosedInForks(Protocol):
 _on_their_way: weakref.WeakSet[Parcels] = weakref.WeakSet()
 _owners: weakref.WeakSet[Any] = weakref.WeakSet()
 
+_forking = threading.RLock()  # reentrant: a signal handler, or the garbage collector, may fork
+
+# Seconds. Nobody keeps it that long, unless it waits for another lock, whose owner wants this one:
+# the garbage collector closes ends, too, in the middle of anything.
+_PATIENCE = 1.0
+
 
 def close_in_forks(owner: ClosedInForks) -> None:
     """Have a fork of this process close its copies of what ``owner`` owns.
@@ -300,7 +316,34 @@ def close_in_forks(owner: ClosedInForks) -> None:
     _owners.add(owner)
 
 
+@contextlib.contextmanager
+def no_fork_meanwhile() -> Iterator[None]:
+    """Have no other thread fork this process while the block runs.
+
+    For what is open without an owner that a fork would ask to close it: before there is one, while
+    it changes, or when that is at it.
+    """
+    lock = _forking
+    taken = lock.acquire(timeout=_PATIENCE)
+    try:
+        yield
+    finally:
+        if taken:
+            lock.release()
+
+
+def _before_fork() -> None:
+    _forking.acquire(timeout=_PATIENCE)
+
+
+def _after_fork() -> None:
+    with contextlib.suppress(RuntimeError):  # it was in vain
+        _forking.release()
+
+
 def _close_in_fork() -> None:
+    global _forking
+    _forking = threading.RLock()
     for parcels in list(_on_their_way):
         parcels.close_in_fork()
     for owner in list(_owners):
@@ -308,4 +351,6 @@ def _close_in_fork() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_close_in_fork)
+    os.register_at_fork(
+        before=_before_fork, after_in_parent=_after_fork, after_in_child=_close_in_fork
+    )

@@ -145,19 +145,21 @@ class Queue(Shared, Generic[T]):
 
     def _unpickle(self, wait: Wait, body: Section) -> Any:
         # Before it is unpickled: one that kills whoever does so must not go on to kill the next.
-        self._tell(Op.GOT, wait.number)
+        with contextlib.suppress(anyio.BrokenResourceError):  # the item is here all the same
+            self._tell(Op.GOT, wait.number)
         return unpickle_item_sync(body)
 
     async def _unpickle_apart(self, wait: Wait, body: Section) -> Any:
         source = self._place()
-        source.tell(Op.UNPICKLING, wait.number, 0, [])
+        with contextlib.suppress(anyio.BrokenResourceError):
+            source.tell(Op.UNPICKLING, wait.number, 0, [])
         outcome: Outcome = Value(None)
         try:
             with anyio.CancelScope(shield=True):
                 outcome = await unpickle_item_apart(body)
-        except BaseException:
+        except BaseException as error:
             # In spite of the shield, by asyncio's own means, as a rule: somebody else gets it.
-            source.cancel(wait)
+            source.give_up(wait, error)
             raise
         with contextlib.suppress(anyio.BrokenResourceError):  # the item is here all the same
             source.tell(Op.GOT, wait.number, 0, [])

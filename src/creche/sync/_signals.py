@@ -11,7 +11,7 @@ from .._hub._shared import Shared
 from .._hub._sources import Here, There
 from .._hub._states import BarrierState, EventState
 from .._hub._waits import AsyncWait, ThreadWait, Wait
-from .._loops import current_task
+from .._loops import runs_in_loop
 from ._statistics import BarrierStatistics, EventStatistics
 
 
@@ -60,7 +60,7 @@ class Event(Shared):
             subscription = _Subscription(self)
             source.ask(Op.WAIT, subscription)
             self._subscription = subscription
-            if current_task() is None and self._statistics_sync(None)["is_set"]:
+            if not runs_in_loop() and self._statistics_sync(None)["is_set"]:
                 self._known = True
         self._subscription.check()
         return self._known
