@@ -517,7 +517,8 @@ async def test_many_ends_through_a_pool(ends: Ends) -> None:
                 pid = pool.statistics().workers[0].pid
                 children = len(os.listdir(f"/proc/{pid}/fd"))
         assert before is not None
-        assert descriptors() <= before
+        most = before
+        await support.until(lambda: descriptors() <= most)
         assert len(os.listdir(f"/proc/{pid}/fd")) <= children + 2
 
 
@@ -531,7 +532,9 @@ async def test_many_starts_with_ends(ends: Ends) -> None:
         if cycle == 10:
             before = descriptors()
     assert before is not None
-    assert descriptors() <= before
+    most = before
+    # The hub hears of the end of a connection when it hears of it.
+    await support.until(lambda: descriptors() <= most)
 
 
 @only_packets

@@ -89,13 +89,17 @@ def nudge_main_thread() -> None:
 
 def default_stop_request() -> None:
     """In a child: from here on, being asked to stop ends the process at once."""
+    # For one that comes in the middle of this, the interpreter would find no handler any more, and
+    # complain of that.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGCONT})
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGCONT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def die_as_terminated() -> None:
     """In a child: end as a process that SIGTERM ended does, with exit code -15."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    default_stop_request()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     os.kill(os.getpid(), signal.SIGTERM)
 
