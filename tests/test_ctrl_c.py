@@ -51,22 +51,23 @@ class Tracer:
     def __init__(self, strikes_at):
         self.lines = 0
         self.strikes_at = strikes_at
+        # The interpreter wants whatever it is calling to outlive the call.
+        self.of_calls, self.of_lines = self.on_call, self.on_line
 
     def on_call(self, frame, event, arg):
-        return self.on_line if frame.f_code.co_filename.startswith(FOLDER) else None
+        return self.of_lines if frame.f_code.co_filename.startswith(FOLDER) else None
 
     def on_line(self, frame, event, arg):
         if event == "line":
             self.lines += 1
             if self.lines == self.strikes_at:
-                sys.settrace(None)
                 signal.raise_signal(signal.SIGINT)
-        return self.on_line
+        return self.of_lines
 
 
 def run(strikes_at=None):
     tracer = Tracer(strikes_at)
-    sys.settrace(tracer.on_call)
+    sys.settrace(tracer.of_calls)
     try:
         anyio.run(use if where == "main" else in_child_task, backend=backend)
     except* KeyboardInterrupt:
