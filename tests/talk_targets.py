@@ -755,3 +755,56 @@ def log_without_descriptors(count: int) -> NoReturn:
 
 def handlers() -> list[str]:
     return [type(handler).__name__ for handler in logging.getLogger().handlers]
+
+
+# --- large requests -------------------------------------------------------------------------------
+
+
+class Traced:
+    """Large, and keeps the threads that have pickled and unpickled it."""
+
+    def __init__(self) -> None:
+        self.threads: list[str] = []
+        self.padding = bytes(200_000)
+
+    def __getstate__(self) -> tuple[list[str], bytes]:
+        return [*self.threads, threading.current_thread().name], self.padding
+
+    def __setstate__(self, state: tuple[list[str], bytes]) -> None:
+        threads, self.padding = state
+        self.threads = [*threads, threading.current_thread().name]
+
+
+def give_back(value: Any) -> Any:
+    return value
+
+
+async def send_there_and_back() -> list[str]:
+    traced: Traced = await from_process.arun_sync(give_back, Traced())
+    return traced.threads
+
+
+def block_until(go: str) -> None:
+    """Block the event loop."""
+    with open(go, "rb") as file:
+        file.read()
+
+
+async def give_up_a_large_request(go: str) -> list[Any]:
+    """Send it to a parent that does not read, and give it up; return what others come back with."""
+    results: list[Any] = []
+
+    async def ask(func: Callable[..., Any], *args: Any) -> None:
+        results.append(await from_process.arun_sync(func, *args))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(ask, block_until, go)
+        async with anyio.create_task_group() as given_up:
+            given_up.start_soon(ask, len, bytes(16 * 1024**2))
+            await anyio.wait_all_tasks_blocked()
+            given_up.cancel_scope.cancel()
+        tasks.start_soon(ask, abs, -3)  # which waits for its turn
+        await anyio.wait_all_tasks_blocked()
+        with open(go, "wb"):
+            pass
+    return results

@@ -162,6 +162,22 @@ async def test_large_arguments_and_results(run: Run) -> None:
     assert await run(targets.run_sync, targets.give, list, numbers) == numbers
 
 
+async def test_large_arguments_and_results_hold_up_no_event_loop(run: Run) -> None:
+    """They are pickled and unpickled elsewhere, in the child as in the parent."""
+    pickled, unpickled, *back = await run(targets.send_there_and_back)
+    assert "MainThread" not in {pickled, unpickled, *back}
+    assert len(back) == 2
+
+
+async def test_large_request_to_a_parent_that_does_not_read(tmp_path: Path) -> None:
+    """It can be given up at once, and the event loop of the child goes on."""
+    go = tmp_path / "go"
+    os.mkfifo(go)
+    with anyio.fail_after(TIMEOUT):
+        results = await run_in_process(targets.give_up_a_large_request, str(go))
+    assert set(results) == {None, 3}
+
+
 async def test_what_cannot_be_pickled(run: Run) -> None:
     with pytest.raises(SerializationError, match=r"cannot call this in the parent.*argument 1"):
         await run(_request_with, make_lambda)

@@ -15,10 +15,12 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, Protocol
 
 from ._errors import ProcessStateError
+from ._in_thread import in_thread
 from ._loop_poller import loop_poller
 from ._loops import EventLoop, current_loop, post, waiter_in
 from ._multiprocessing import util
@@ -27,15 +29,18 @@ from ._platform import EagerReceiver
 from ._stop_request import StopListener
 from ._wire._framing import Frame, FrameKind
 from ._wire._outcomes import Failure
+from ._wire._payloads import TooHeavyError
 from ._wire._requests import (
     Message,
     MessageReader,
     decode_reply,
     encode_request,
     encode_withdrawal,
+    is_heavy,
     number_of,
     parent_unavailable,
 )
+from ._worker_threads import WorkerThreads
 
 _READ_BYTES = 64 * 1024
 
@@ -55,6 +60,8 @@ class ParentRequests:
     def __init__(self, connection: ParentConnection) -> None:
         self._stop = connection.stop
         self._numbers = itertools.count()
+        self._threads = WorkerThreads("creche-requests", 1)
+        self._under_way: set[int] = set()  # requests that a thread is sending
         self._waiting: dict[int, Deliver] = {}
         self._lock = threading.RLock()
         self._ended = False
@@ -95,7 +102,6 @@ class ParentRequests:
         """Do the same without blocking the event loop of the caller."""
         loop = current_loop()
         number = next(self._numbers)
-        request = encode_request(number, func, args, awaits=awaits)
         waiter = waiter_in(loop)
         reply: Message | None = None
 
@@ -106,7 +112,16 @@ class ParentRequests:
             post(loop, lambda: waiter.wake())  # the newest one
 
         try:
-            self._begin(number, request, deliver)
+            try:
+                request = encode_request(number, func, args, awaits=awaits, light=True)
+            except TooHeavyError:
+                encode = partial(encode_request, number, func, args, awaits=awaits)
+                await self._begin_apart(number, encode, deliver)
+            else:
+                if self._under_way:  # or the event loop would wait for those
+                    await self._begin_apart(number, lambda: request, deliver)
+                else:
+                    self._begin(number, request, deliver)
             while reply is None:
                 self._check_open()
                 waiter = waiter_in(loop)
@@ -114,6 +129,8 @@ class ParentRequests:
                     await waiter
         finally:
             self._end(number)
+        if is_heavy(reply):
+            return await in_thread(self._threads, partial(_outcome_of, reply))
         return _outcome_of(reply)
 
     def _begin(self, number: int, request: bytes, deliver: Deliver) -> None:
@@ -122,12 +139,35 @@ class ParentRequests:
         self._waiting[number] = deliver
         self._way.send(request)
 
+    async def _begin_apart(
+        self, number: int, encode: Callable[[], bytes], deliver: Deliver
+    ) -> None:
+        """Do the same with a large request, for as long as which the event loop goes on."""
+
+        def send() -> None:
+            try:
+                self._way.send(encode())
+            finally:
+                self._under_way.discard(number)
+                if number not in self._waiting:
+                    self._withdraw(number)
+
+        self._waiting[number] = deliver
+        self._under_way.add(number)
+        await in_thread(self._threads, send)
+
     def _end(self, number: int) -> None:
         if self._waiting.pop(number, None) is not None and not self._ended:
             # A cancellation, or a request to stop: nobody waits for what the function does.
-            self._way.send(encode_withdrawal(number))
+            if not self._under_way:
+                self._withdraw(number)
+            elif number not in self._under_way:  # or it is withdrawn when it has been sent
+                self._threads.submit(partial(self._withdraw, number))
         if self._leader is None:  # left by the caller, or offered to it in vain
             self._offer_lead()
+
+    def _withdraw(self, number: int) -> None:
+        self._way.send(encode_withdrawal(number))
 
     def _wait(self, line: _Line, replies: SimpleQueue[Message | None]) -> Message | None:
         """Wait for a reply, or for the lead; nothing where something else has happened."""

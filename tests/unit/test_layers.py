@@ -24,7 +24,7 @@ LAYERS = [
     ["_hub"],
     ["_life", "_launching", "_inbox", "_stopping", "_conversation", "_exit_watch"],
     ["_request_server", "_parent_requests", "_output"],
-    ["_runtime", "_served_calls"],
+    ["_runtime", "_in_thread", "_served_calls"],
     ["_watcher", "_child", "_loop_poller", "_carried"],
     ["_log_forwarding", "_parent_connection", "_progress_feed", "_child_output"],
     ["_stop_request"],

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from .._errors import SerializationError, reason_of
-from .._loops import Latch
+from .._in_thread import in_thread, outcome_in_thread
 from .._runtime import runtime
 from .._wire._framing import FrameKind, FrameReader, Section, pack
-from .._wire._outcomes import Failure, Outcome, Value
+from .._wire._outcomes import Outcome
 from .._wire._payloads import Payload, TooHeavyError, dump, load
 from ._protocol import size_of
 
@@ -54,7 +54,7 @@ async def unpickle_item_apart(body: Section) -> Outcome:
 
     What it raises is never the item's.
     """
-    return await _outcome_in_thread(lambda: unpickle_item_sync(body))
+    return await outcome_in_thread(runtime().picklers, lambda: unpickle_item_sync(body))
 
 
 def unpickle_item_sync(body: Section) -> Any:
@@ -84,31 +84,4 @@ def _cannot_pickle(item: object, error: BaseException) -> SerializationError:
 
 
 async def _in_thread(run: Callable[[], T]) -> T:
-    """Run something that takes long in a thread of creche's."""
-    outcome = await _outcome_in_thread(run)
-    if isinstance(outcome, Failure):
-        raise outcome.exception
-    result: T = outcome.take()
-    return result
-
-
-async def _outcome_in_thread(run: Callable[[], object]) -> Outcome:
-    done = Latch()
-    outcomes: list[Outcome] = []
-
-    def job() -> None:
-        try:
-            outcomes.append(Value(run()))
-        except BaseException as error:
-            outcomes.append(Failure(error))
-        finally:
-            done.set()
-
-    picklers = runtime().picklers
-    submitted = picklers.submit(job)
-    try:
-        await done.wait()
-    except BaseException:
-        picklers.abandon(submitted)
-        raise
-    return outcomes[0]
+    return await in_thread(runtime().picklers, run)

@@ -62,8 +62,9 @@ class ParentWire:
                 return
             if sent == len(data):
                 return
-            data = data[sent:]
-        self.send([data])
+            self.send([memoryview(data)[sent:]])
+        else:
+            self.send([data])
 
     def ask_to_stop(self) -> bool:
         """Return whether asking to stop is the wire's business: it is done by signals here."""

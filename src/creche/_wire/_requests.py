@@ -15,9 +15,12 @@ from ._framing import BadFrameError, FrameKind, Section
 from ._messages import HEAVY, inline, pack_answer, sections_of, size_of
 from ._outcomes import Failure, Outcome, Value, cannot_pickle_request, rebuild_exception
 from ._outcomes import Message as OutcomeMessage
-from ._payloads import Payload, dump, dumps_plain, is_plain, load
+from ._payloads import Payload, TooHeavyError, dump, dumps_plain, is_plain, load
 
 _NUMBER = struct.Struct("<Q")
+
+# What is larger is copied, pickled and unpickled in a thread where there is an event loop.
+_LIGHT_BYTES = 64 * 1024
 
 _REQUESTS = (FrameKind.REQUEST, FrameKind.AWAITED_REQUEST)
 
@@ -28,6 +31,11 @@ Message = _messages.Message
 def number_of(message: Message) -> int:
     """Which request a message is, or is about."""
     return message[3]
+
+
+def is_heavy(message: Message) -> bool:
+    """Whether a message takes too long to unpickle for an event loop."""
+    return bool(message[1] & HEAVY)
 
 
 def encode_number(number: int) -> Section:
@@ -49,18 +57,27 @@ def decode_number(section: Section) -> int:
 
 
 def encode_request(
-    number: int, func: Callable[..., Any], args: tuple[Any, ...], *, awaits: bool
+    number: int,
+    func: Callable[..., Any],
+    args: tuple[Any, ...],
+    *,
+    awaits: bool,
+    light: bool = False,
 ) -> bytes:
     """Pickle a request.
 
     :param awaits: whether the function is async
+    :param light: do it only if it does not take long
+    :raises TooHeavyError: if it would
     :raises SerializationError: if the function or an argument cannot be pickled
     """
     kind = FrameKind.AWAITED_REQUEST if awaits else FrameKind.REQUEST
     try:
         if is_plain(args):
             return _encode_plain(kind, number, (func, args))
-        return _encode(kind, number, dump((func, args), None))
+        return _encode(kind, number, _dump((func, args), light=light))
+    except TooHeavyError:
+        raise
     except Exception as error:
         raise cannot_pickle_request(func, args, error) from error
 
@@ -122,11 +139,6 @@ def check_request(message: Message) -> None:
         raise BadFrameError(f"a message of kind {message[0]} is no request")
 
 
-def is_heavy(message: Message) -> bool:
-    """Whether a request takes too long to unpickle for an event loop."""
-    return bool(message[1] & HEAVY)
-
-
 def awaits(message: Message) -> bool:
     """Whether the function is async."""
     return message[0] == FrameKind.AWAITED_REQUEST
@@ -149,7 +161,7 @@ def encode_value(number: int, value: object) -> bytes:
     """
     if is_plain((value,)):
         return _encode_plain(FrameKind.VALUE, number, value)
-    return _encode(FrameKind.VALUE, number, dump(value, None, light=True))
+    return _encode(FrameKind.VALUE, number, _dump(value, light=True))
 
 
 def encode_reply(number: int, message: OutcomeMessage) -> bytes:
@@ -167,9 +179,17 @@ def _encode_plain(kind: int, number: int, obj: object) -> bytes:
     return pack_answer(kind, 0, 0.0, len(data), number) + data
 
 
+def _dump(obj: object, *, light: bool) -> Payload:
+    payload = dump(obj, None, light=light)
+    if light and sum(map(size_of, payload.sections)) > _LIGHT_BYTES:
+        raise TooHeavyError
+    return payload
+
+
 def _encode(kind: int, number: int, payload: Payload) -> bytes:
     flags, pieces = inline(payload.sections)
-    if payload.heavy:
+    size = size_of(pieces)
+    if payload.heavy or size > _LIGHT_BYTES:
         flags |= HEAVY
-    header = pack_answer(kind, flags, 0.0, size_of(pieces), number)
+    header = pack_answer(kind, flags, 0.0, size, number)
     return b"".join([header, *pieces]) if pieces else header
