@@ -58,7 +58,9 @@ class Tracer:
         return self.of_lines if frame.f_code.co_filename.startswith(FOLDER) else None
 
     def on_line(self, frame, event, arg):
-        if event == "line":
+        # Before and after the event loop, Ctrl-C is the application's business.
+        handler = signal.getsignal(signal.SIGINT)
+        if event == "line" and handler is not signal.default_int_handler:
             self.lines += 1
             if self.lines == self.strikes_at:
                 signal.raise_signal(signal.SIGINT)

@@ -199,7 +199,8 @@ class Parcels:
                 parcel.close_in_fork()
 
     def __del__(self) -> None:
-        self.close()
+        if self._parcels:  # few calls have any
+            self.close()
 
 
 MAX_DESCRIPTORS = 253
