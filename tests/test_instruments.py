@@ -195,8 +195,10 @@ async def test_cancelled(checker: Checker, announcements: Announcements) -> None
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(run_in_process, targets.announce_and_wait, announcements.path)
         await announcements.get()
+        process = checker.only_process
+        # By another thread than that of the stop: the child may be faster than it.
+        await support.until(lambda: "started" in checker.told_of(process))
         tasks.cancel_scope.cancel()
-    process = checker.only_process
     assert checker.told_of(process) == ["created", "started", "stop_requested", "exited"]
     assert process.stop_requested
     assert process.exitcode == -signal.SIGTERM
