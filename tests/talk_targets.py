@@ -19,7 +19,7 @@ from unittest import mock
 
 import anyio
 import anyio.to_thread
-from support import RefusesUnpickling, announce
+from support import RefusesUnpickling, announce, until
 
 from creche import ProcessStateError, StopRequested, _parent_requests, from_process, in_process
 from creche._parent_connection import ParentConnection, parent_connection
@@ -802,9 +802,15 @@ async def give_up_a_large_request(go: str) -> list[Any]:
         async with anyio.create_task_group() as given_up:
             given_up.start_soon(ask, len, bytes(16 * 1024**2))
             await anyio.wait_all_tasks_blocked()
+            async with anyio.create_task_group() as before_its_turn:
+                before_its_turn.start_soon(ask, len, bytes(16 * 1024**2))
+                await anyio.wait_all_tasks_blocked()
+                before_its_turn.cancel_scope.cancel()
             given_up.cancel_scope.cancel()
         tasks.start_soon(ask, abs, -3)  # which waits for its turn
         await anyio.wait_all_tasks_blocked()
         with open(go, "wb"):
             pass
+    requests: Any = _parent_requests.parent_requests(connection_to_parent())
+    await until(lambda: not requests._under_way)
     return results

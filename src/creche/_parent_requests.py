@@ -144,7 +144,11 @@ class ParentRequests:
     ) -> None:
         """Do the same with a large request, for as long as which the event loop goes on."""
 
+        begun = False
+
         def send() -> None:
+            nonlocal begun
+            begun = True
             try:
                 self._way.send(encode())
             finally:
@@ -154,7 +158,11 @@ class ParentRequests:
 
         self._waiting[number] = deliver
         self._under_way.add(number)
-        await in_thread(self._threads, send)
+        try:
+            await in_thread(self._threads, send)
+        finally:
+            if not begun:  # given up before its turn
+                self._under_way.discard(number)
 
     def _end(self, number: int) -> None:
         if self._waiting.pop(number, None) is not None and not self._ended:
