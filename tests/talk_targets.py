@@ -521,21 +521,25 @@ def report_and_die(count: int) -> None:
     os._exit(3)
 
 
-def report_while_sending(count: int) -> str:
-    """In a worker: be interrupted in the middle of each report by what reports, too."""
-    (connection,) = (obj for obj in gc.get_objects() if isinstance(obj, PoolConnection))
-    wire: Any = connection._wire
-    write = wire.write
+def interrupt_before(obj: Any, name: str, interruption: Callable[[], object]) -> None:
+    """Have a method call ``interruption`` first, which may call the method, too."""
+    method = getattr(obj, name)
     interrupting = False
 
-    def write_interrupted(data: bytes) -> None:
+    def interrupted(data: Any) -> None:
         nonlocal interrupting
         interrupting = not interrupting  # or there would be no end
         if interrupting:
-            from_process.report(-1)
-        write(data)
+            interruption()
+        method(data)
 
-    wire.write = write_interrupted
+    setattr(obj, name, interrupted)
+
+
+def report_while_sending(count: int) -> str:
+    """In a worker: be interrupted in the middle of each report by what reports, too."""
+    (connection,) = (obj for obj in gc.get_objects() if isinstance(obj, PoolConnection))
+    interrupt_before(connection._wire, "write", lambda: from_process.report(-1))
     return report_all(count)  # so is the answer
 
 
@@ -695,17 +699,7 @@ def connection_to_parent() -> ParentConnection:
 def log_while_sending(count: int) -> None:
     """Be interrupted in the middle of each record by what logs something."""
     wire: Any = connection_to_parent()._wire
-    send = wire.send
-    interrupting = False
-
-    def send_interrupted(pieces: Any) -> None:
-        nonlocal interrupting
-        interrupting = not interrupting  # or there would be no end
-        if interrupting:
-            logger.info("interruption")
-        send(pieces)
-
-    wire.send = send_interrupted
+    interrupt_before(wire, "send", lambda: logger.info("interruption"))
     for index in range(count):
         logger.info("record %d", index)
     del wire.send

@@ -673,6 +673,17 @@ def _strange_messages(ref: HubRef) -> dict[str, bytes]:
     }
 
 
+async def be_cut_off(ref: HubRef, what: str) -> None:
+    """Say something strange; return when the connection has been ended."""
+    with hub_connect(ref.address) as sock:
+        sock.setblocking(True)
+        sock.settimeout(TIMEOUT)
+        sock.sendall(_strange_messages(ref)[what])
+        with contextlib.suppress(ConnectionResetError):
+            while await anyio.to_thread.run_sync(sock.recv, 4096):
+                pass
+
+
 @pytest.mark.parametrize("what", ["garbage", "a wrong secret", "garbage afterwards"])
 async def test_strangers_are_cut_off(
     what: str, transport: None, caplog: pytest.LogCaptureFixture
@@ -680,14 +691,7 @@ async def test_strangers_are_cut_off(
     ref = _sources.open_hub().ref
     event = sync.Event()
     with caplog.at_level(logging.WARNING, "creche"):
-        sock = hub_connect(ref.address)
-        sock.setblocking(True)
-        sock.settimeout(TIMEOUT)
-        sock.sendall(_strange_messages(ref)[what])
-        with contextlib.suppress(ConnectionResetError):
-            while await anyio.to_thread.run_sync(sock.recv, 4096):
-                pass
-        sock.close()
+        await be_cut_off(ref, what)
     assert "cut off" in caplog.text
     await run_in_process(targets.call_method, event, "set")
     with anyio.fail_after(TIMEOUT):
@@ -701,14 +705,7 @@ async def test_strangers_of_whom_nothing_can_be_logged(
     monkeypatch.setattr(_hub, "_PATIENCE", 1000)
     ref = _sources.open_hub().ref
     with Collector().failing_on("creche"):
-        sock = hub_connect(ref.address)
-        sock.setblocking(True)
-        sock.settimeout(TIMEOUT)
-        sock.sendall(_strange_messages(ref)[what])
-        with contextlib.suppress(ConnectionResetError):
-            while await anyio.to_thread.run_sync(sock.recv, 4096):
-                pass
-    sock.close()
+        await be_cut_off(ref, what)
 
 
 async def test_silent_strangers_are_cut_off(

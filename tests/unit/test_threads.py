@@ -37,6 +37,18 @@ def broken_log() -> Iterator[Collector]:
         yield collector
 
 
+def check_that_it_goes_on(run_soon: Callable[[Callable[[], None]], object]) -> None:
+    """Check that what comes after something that fails is run all the same."""
+    finished = threading.Event()
+
+    def fail() -> None:
+        raise LookupError("oh")
+
+    run_soon(fail)
+    run_soon(finished.set)
+    assert finished.wait(TIMEOUT)
+
+
 @pytest.mark.anyio
 async def test_latch_wakes_all_waiters() -> None:
     latch = Latch()
@@ -133,14 +145,7 @@ def test_worker_survives_a_job_that_fails(caplog: pytest.LogCaptureFixture) -> N
 
 def test_worker_survives_a_job_whose_failure_cannot_be_logged(broken_log: Collector) -> None:
     workers = WorkerThreads("unlogged-worker", limit=1)
-    finished = threading.Event()
-
-    def fail() -> None:
-        raise LookupError("oh")
-
-    workers.submit(fail)
-    workers.submit(finished.set)
-    assert finished.wait(TIMEOUT)
+    check_that_it_goes_on(workers.submit)
 
 
 @pytest.mark.parametrize("error", [LookupError("oh"), SystemExit(3)], ids=repr)
@@ -261,41 +266,20 @@ def test_watcher_runs_timers_in_order(watcher: Watcher) -> None:
 def test_watcher_survives_a_callback_that_fails(
     watcher: Watcher, caplog: pytest.LogCaptureFixture
 ) -> None:
-    finished = threading.Event()
-
-    def fail() -> None:
-        raise LookupError("oh")
-
     with caplog.at_level(logging.ERROR, "creche"):
-        watcher.call_soon(fail)
-        watcher.call_soon(finished.set)
-        assert finished.wait(TIMEOUT)
+        check_that_it_goes_on(watcher.call_soon)
     assert "LookupError: oh" in caplog.text
 
 
 def test_watcher_survives_a_failure_that_cannot_be_logged(
     watcher: Watcher, broken_log: Collector
 ) -> None:
-    finished = threading.Event()
-
-    def fail() -> None:
-        raise LookupError("oh")
-
-    watcher.call_soon(fail)
-    watcher.call_soon(finished.set)
-    assert finished.wait(TIMEOUT)
+    check_that_it_goes_on(watcher.call_soon)
 
 
 def test_starter_survives_a_failure_that_cannot_be_logged(broken_log: Collector) -> None:
     starter = runtime().starter  # it has no end, so this is no place for one more
-    finished = threading.Event()
-
-    def fail() -> None:
-        raise LookupError("oh")
-
-    starter.submit(fail)
-    starter.submit(finished.set)
-    assert finished.wait(TIMEOUT)
+    check_that_it_goes_on(starter.submit)
 
 
 def test_ctrl_c_is_not_dropped_with_what_handlers_raise() -> None:
