@@ -185,6 +185,8 @@ class Parcels:
 
     def close(self) -> None:
         """The call has been made, or never will be."""
+        if not self._parcels:  # few calls have any
+            return
         with no_fork_meanwhile():
             parcels, self._parcels = self._parcels, []
             for parcel in parcels:
@@ -199,8 +201,7 @@ class Parcels:
                 parcel.close_in_fork()
 
     def __del__(self) -> None:
-        if self._parcels:  # few calls have any
-            self.close()
+        self.close()
 
 
 MAX_DESCRIPTORS = 253

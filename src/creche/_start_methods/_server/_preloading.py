@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 assert sys.platform == "linux" or not TYPE_CHECKING
 
+from ..._errors import reason_of
 from .._main_module import MAIN, import_main_in_server
 
 # Seconds. A thread that was joined is listed for a moment longer, on a busy machine for a long one.
@@ -42,7 +43,7 @@ def preload(module: str, main: dict[str, Any]) -> str | None:
         try:
             importlib.import_module(module)
         except (Exception, SystemExit) as error:
-            failure = f"{type(error).__name__}: {error}"
+            failure = reason_of(error)
     if _has_threads() and _keeps_threads_over_fork():
         raise ThreadsStarted
     return failure
