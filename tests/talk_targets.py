@@ -296,15 +296,19 @@ def ask_while_unwinding(path: str) -> None:
         announce(path, from_process.run_sync(add, 20, 3))
 
 
-def ask_when_signalled(number: int) -> list[str]:
-    """Ask in a signal handler, which interrupts this in the middle of a request."""
+def ask_when_alarmed() -> list[str]:
+    """Ask in a signal handler, which interrupts this while it waits for a reply."""
     values: list[str] = []
 
     def ask(*_: object) -> None:
-        from_process.run_sync(note, "outer")
+        try:
+            from_process.run_sync(note, "outer")
+        except ProcessStateError:  # the request was still being sent, though the parent has it
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
+            return
         values.append(from_process.run(wait_for_note, "outer over"))  # its reply comes before this
 
-    signal.signal(number, ask)
+    signal.signal(signal.SIGALRM, ask)
     values.append(from_process.run(wait_for_note, "outer"))
     return values
 

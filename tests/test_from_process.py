@@ -223,11 +223,11 @@ async def test_blocking_request_in_an_event_loop_that_reads(run: Run) -> None:
 
 async def test_request_in_a_signal_handler() -> None:
     """What it receives for the request that it interrupts is not lost."""
-    process = AsyncProcess(target=targets.ask_when_signalled, args=(signal.SIGUSR1,))
+    process = AsyncProcess(target=targets.ask_when_alarmed)
     await process.start()
     await until(lambda: "outer begun" in targets.noted)
     assert process.pid is not None
-    os.kill(process.pid, signal.SIGUSR1)
+    os.kill(process.pid, signal.SIGALRM)
     with anyio.fail_after(TIMEOUT):
         assert await process == ["outer over", "outer"]
 
