@@ -18,6 +18,7 @@ import anyio.to_thread
 import channel_targets
 import pytest
 import support
+from backends import in_asyncio
 from channel_transports import hub, only_packets, transport
 from support import START_METHODS, TIMEOUT, Announcements, wait_until_gone
 from test_channel import count_waiting
@@ -373,11 +374,10 @@ async def cancelled_natively_while_unpickling(ends: Ends) -> AsyncIterator[None]
         _let_go.set()
 
 
+@in_asyncio
 async def test_native_cancellation_gives_a_large_item_to_a_task_that_waits(
     ends: Ends, anyio_backend: str
 ) -> None:
-    if anyio_backend != "asyncio":
-        pytest.skip("Trio has no such cancellation")
     _, receive = ends
     received: list[object] = []
 
@@ -394,11 +394,10 @@ async def test_native_cancellation_gives_a_large_item_to_a_task_that_waits(
     assert received == [2_000_000]
 
 
+@in_asyncio
 async def test_native_cancellation_gives_a_large_item_to_a_thread_that_waits(
     ends: Ends, anyio_backend: str
 ) -> None:
-    if anyio_backend != "asyncio":
-        pytest.skip("Trio has no such cancellation")
     _, receive = ends
     received: list[object] = []
     thread = threading.Thread(target=lambda: received.append(receive.receive_sync(TIMEOUT)))
@@ -409,10 +408,9 @@ async def test_native_cancellation_gives_a_large_item_to_a_thread_that_waits(
     assert received == [2_000_000]
 
 
+@in_asyncio
 async def test_item_that_another_thread_has_claimed(ends: Ends, anyio_backend: str) -> None:
     """Both have looked while it was there."""
-    if anyio_backend != "asyncio":
-        pytest.skip("Trio has no such cancellation")
     send, receive = ends
     async with cancelled_natively_while_unpickling(ends):
         pass

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 import support
 import targets
+from backends import in_asyncio, in_trio
 from scripts import Program
 
 from creche import _loops, open_pool
@@ -158,10 +159,6 @@ def test_at_one_line_after_another(
     assert not program.files_left()
 
 
-# asyncio raises KeyboardInterrupt in no task before it is struck a second time.
-in_trio = pytest.mark.parametrize("anyio_backend", ["trio"])
-
-
 @contextmanager
 def striking_code_of_the_application() -> Iterator[None]:
     """It is not spared, for all that it has ``contextlib`` in common with creche."""
@@ -170,6 +167,7 @@ def striking_code_of_the_application() -> Iterator[None]:
     yield
 
 
+# asyncio raises KeyboardInterrupt in no task before it is struck a second time.
 @in_trio
 async def test_code_of_the_application_is_not_spared(anyio_backend: str) -> None:
     async with open_pool(1) as pool:
@@ -227,7 +225,7 @@ async def test_arguments_are_being_pickled(anyio_backend: str) -> None:
         assert await pool.run(support.double, 1) == 2
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@in_asyncio
 async def test_task_is_cancelled_while_it_is_woken(anyio_backend: str) -> None:
     """As a Ctrl-C does it under asyncio: in a signal handler, between any two lines."""
 

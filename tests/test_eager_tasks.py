@@ -11,6 +11,7 @@ import pytest
 import stream_targets
 import support
 import talk_targets as targets
+from backends import in_asyncio
 from support import TIMEOUT, Announcements
 
 import creche
@@ -27,7 +28,7 @@ from creche import (
 pytestmark = [
     pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks are new in Python 3.12"),
     pytest.mark.anyio,
-    pytest.mark.parametrize("anyio_backend", ["asyncio"]),
+    in_asyncio,
 ]
 
 

@@ -10,6 +10,7 @@ import anyio
 import pytest
 import support
 import targets
+from backends import in_trio
 from support import Announcements
 
 import creche
@@ -294,11 +295,11 @@ async def test_bad_options() -> None:
             nursery.start_soon(targets.add, 1)
 
 
+# asyncio raises KeyboardInterrupt in its main task alone.
+@in_trio
 async def test_interrupted_in_a_task(
     monkeypatch: pytest.MonkeyPatch, announcements: Announcements, anyio_backend: str
 ) -> None:
-    if anyio_backend != "trio":
-        pytest.skip("asyncio raises KeyboardInterrupt in its main task alone")
     interrupt = anyio.Event()
 
     async def interrupted(process: creche.AsyncProcess[Any]) -> None:

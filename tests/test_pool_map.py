@@ -25,6 +25,7 @@ import cloudpickle
 import pytest
 import support
 import targets
+from backends import in_asyncio
 from support import TIMEOUT, Announcements, until_statistics
 
 import creche
@@ -1123,10 +1124,9 @@ async def test_leaving_the_pool_ends_a_map_that_waits_for_its_input() -> None:
     assert received == [2]
 
 
-async def test_input_is_cancelled_by_somebody(anyio_backend_name: str) -> None:
+@in_asyncio
+async def test_input_is_cancelled_by_somebody(anyio_backend: str) -> None:
     """A map does not take that for the end of it."""
-    if anyio_backend_name != "asyncio":
-        pytest.skip("asyncio's own")
 
     async def give_some() -> AsyncIterator[int]:
         yield 1

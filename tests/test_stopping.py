@@ -14,6 +14,7 @@ import anyio
 import pytest
 import support
 import targets
+from backends import in_asyncio
 from support import TIMEOUT, Announcements, announce
 
 import creche
@@ -231,14 +232,13 @@ async def _in_map(path: str, policy: StopPolicy) -> None:
             pass
 
 
+@in_asyncio
 @pytest.mark.parametrize("run", [_in_block, _in_nursery, _in_pool, _in_map])
 @pytest.mark.parametrize("times", [2, 5])
 async def test_task_that_is_cancelled_again(
     anyio_backend: str, announcements: Announcements, run: Any, times: int
 ) -> None:
     """asyncio's own cancellation, which no scope shields from."""
-    if anyio_backend != "asyncio":
-        pytest.skip("Trio has no such cancellation")
     task = asyncio.create_task(run(announcements.path, StopPolicy(grace=0.3)))
     pid = await announcements.get_pid()
     for _ in range(times):

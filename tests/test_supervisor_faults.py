@@ -18,6 +18,7 @@ import anyio
 import pytest
 import supervisor_targets as targets
 import support
+from backends import in_asyncio
 from scripts import Program
 from supervisor_support import all_events, next_event
 from support import TIMEOUT, Announcements
@@ -172,9 +173,8 @@ async def test_health_check(failure: str, message: str) -> None:
                 await anyio.sleep(0.01)
 
 
+@in_asyncio
 async def test_health_check_waits_for_what_is_cancelled(anyio_backend: str) -> None:
-    if anyio_backend != "asyncio":
-        pytest.skip("Trio has no such cancellation")
     cancelled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     cancelled.cancel()
     checked = anyio.Event()
@@ -665,10 +665,9 @@ async def test_giving_up_at_any_moment() -> None:
             assert pid is None or support.wait_until_gone(pid, 0)
 
 
+@in_asyncio
 async def test_task_is_cancelled_twice(anyio_backend: str, announcements: Announcements) -> None:
     """asyncio's own cancellation, which no scope shields from: all are stopped at once then."""
-    if anyio_backend != "asyncio":
-        pytest.skip("Trio has no such cancellation")
     children: list[SupervisedChild] = []
 
     async def run() -> None:

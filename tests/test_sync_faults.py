@@ -28,6 +28,7 @@ import anyio
 import anyio.to_thread
 import pytest
 import sync_targets as targets
+from backends import in_asyncio
 from log_collector import Collector
 from support import TIMEOUT, Announcements
 from test_sync import STYLES, hub, pick, transport, until
@@ -599,10 +600,9 @@ def test_task_of_a_closed_loop_that_is_collected_in_the_middle_of_anything(
     assert [statistics.qsize for statistics in found] == [1]
 
 
-async def test_native_cancellation_of_asyncio() -> None:
+@in_asyncio
+async def test_native_cancellation_of_asyncio(anyio_backend: str) -> None:
     lock = sync.Lock()
-    if not asyncio._get_running_loop():
-        pytest.skip("asyncio's own")
     await lock.acquire()
     for _ in range(10):
         task = asyncio.create_task(lock.acquire())
@@ -627,12 +627,11 @@ def held_up() -> Iterator[targets.HeldUp]:
     targets.HeldUp.let_go.clear()
 
 
+@in_asyncio
 async def test_native_cancellation_gives_a_large_item_to_the_next(
     anyio_backend: str, held_up: targets.HeldUp
 ) -> None:
     """One that waits already, and hears of no end before."""
-    if anyio_backend != "asyncio":
-        pytest.skip("Trio has no such cancellation")
     queue = sync.Queue[Any]()
     await queue.put(held_up)
     queue.close()

@@ -1,50 +1,93 @@
-"""Running what takes long in a thread, on behalf of a task."""
+"""Running what takes too long for an event loop in a thread, on behalf of a task."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ._loops import Latch
 from ._wire._outcomes import Failure, Outcome, Value
-from ._worker_threads import WorkerThreads
+from ._worker_threads import Job, WorkerThreads
 
 T = TypeVar("T")
 
 
-async def in_thread(threads: WorkerThreads, run: Callable[[], T]) -> T:
+class ThreadJob:
+    """Work in one of the threads, or in the caller's if there are none and none to be had.
+
+    :param threads: returns the threads, or fails as :func:`._runtime.runtime` does
+    """
+
+    def __init__(self, threads: Callable[[], WorkerThreads], work: Callable[[], Any]) -> None:
+        self._work: Callable[[], Any] | None = work
+        self._outcome: Outcome
+        self._done = Latch()
+        self._job: Job | None = None
+        try:
+            self._threads = threads()
+            self._job = self._threads.submit(self._run)
+        except (OSError, RuntimeError):
+            self._run()
+
+    @property
+    def done(self) -> bool:
+        return self._done.is_set()
+
+    async def outcome(self) -> Outcome:
+        """Wait for what comes of the work. Cancellation leaves it alone: see :meth:`abandon`."""
+        if not self.done:
+            await self._done.wait()
+        return self._outcome
+
+    async def result(self) -> Any:
+        """Do the same, and take the result.
+
+        :raises Exception: what the work has raised
+        """
+        return _take(await self.outcome())
+
+    def result_in_thread(self) -> Any:
+        """Do the same in a thread without an event loop."""
+        self._done.wait_in_thread(None)
+        return _take(self._outcome)
+
+    def abandon(self) -> None:
+        """Nobody wants the result."""
+        if self._job is not None and not self.done:
+            self._threads.abandon(self._job)
+
+    def _run(self) -> None:
+        assert self._work is not None
+        try:
+            self._outcome = Value(self._work())
+        except BaseException as error:
+            self._outcome = Failure(error)
+        self._work = None
+        self._done.set()
+
+
+async def in_thread(threads: Callable[[], WorkerThreads], work: Callable[[], T]) -> T:
     """Run something in a thread. Cancellation gives it up: it is not waited for.
 
-    :raises Exception: what ``run`` raises
+    :raises Exception: what ``work`` raises
     """
-    outcome = await outcome_in_thread(threads, run)
-    if isinstance(outcome, Failure):
-        raise outcome.exception
-    result: T = outcome.take()
+    result: T = _take(await outcome_in_thread(threads, work))
     return result
 
 
-async def outcome_in_thread(threads: WorkerThreads, run: Callable[[], object]) -> Outcome:
-    """Do the same; what ``run`` raises is returned."""
-    done = Latch()
-    outcomes: list[Outcome] = []
-
-    def job() -> None:
-        try:
-            outcomes.append(Value(run()))
-        except BaseException as error:
-            outcomes.append(Failure(error))
-        finally:
-            done.set()
-
+async def outcome_in_thread(
+    threads: Callable[[], WorkerThreads], work: Callable[[], object]
+) -> Outcome:
+    """Do the same; what ``work`` raises is returned."""
+    job = ThreadJob(threads, work)
     try:
-        submitted = threads.submit(job)
-    except RuntimeError:  # no thread, and none to be had: the event loop has to wait for it
-        job()
-        return outcomes[0]
-    try:
-        await done.wait()
+        return await job.outcome()
     except BaseException:
-        threads.abandon(submitted)
+        job.abandon()
         raise
-    return outcomes[0]
+
+
+def _take(outcome: Outcome) -> Any:
+    if isinstance(outcome, Failure):
+        raise outcome.exception
+    return outcome.take()

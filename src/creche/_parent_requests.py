@@ -130,7 +130,7 @@ class ParentRequests:
         finally:
             self._end(number)
         if is_heavy(reply):
-            return await in_thread(self._threads, partial(_outcome_of, reply))
+            return await in_thread(lambda: self._threads, partial(_outcome_of, reply))
         return _outcome_of(reply)
 
     def _begin(self, number: int, request: bytes, deliver: Deliver) -> None:
@@ -159,7 +159,7 @@ class ParentRequests:
         self._waiting[number] = deliver
         self._under_way.add(number)
         try:
-            await in_thread(self._threads, send)
+            await in_thread(lambda: self._threads, send)
         finally:
             if not begun:  # given up before its turn
                 self._under_way.discard(number)

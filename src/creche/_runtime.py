@@ -73,7 +73,11 @@ _lock = threading.Lock()
 
 
 def runtime() -> Runtime:
-    """Return this process's runtime, made on first use."""
+    """Return this process's runtime, made on first use.
+
+    :raises OSError: if there are no descriptors left
+    :raises RuntimeError: if there are no threads left
+    """
     global _runtime
     with _lock:
         if _runtime is None:
@@ -82,6 +86,11 @@ def runtime() -> Runtime:
             # alike, the highest priority first, and joins what is left of its processes after that.
             util.Finalize(None, _runtime.stop_all, exitpriority=1000)
         return _runtime
+
+
+def picklers() -> WorkerThreads:
+    """Return the threads that pickle and unpickle what is too heavy for an event loop."""
+    return runtime().picklers
 
 
 def has_runtime() -> bool:

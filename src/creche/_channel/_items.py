@@ -24,7 +24,7 @@ from .._wire._messages import (
     size_of,
     table_of,
 )
-from .._wire._payloads import Payload, TooHeavyError, dump, is_plain, load, load_from
+from .._wire._payloads import LIGHT_BYTES, Payload, TooHeavyError, dump, is_plain, load, load_from
 
 # What copies within a millisecond need not go to a thread, with whatever that costs.
 _AT_ONCE_BYTES = 1024 * 1024
@@ -173,10 +173,6 @@ class ReceivedItem:
                 raise _cannot_unpickle(error) from error
 
 
-# What comes in a packet, and takes no time to be unpickled, whatever it is.
-_LIGHT_BYTES = 64 * 1024
-
-
 @dataclass(slots=True)
 class LargePacket:
     """An item in a large packet, which came in pieces."""
@@ -195,7 +191,7 @@ class LargePacket:
 
 def received_packet(pieces: list[Buffer]) -> bytes | LargePacket:
     """Say what an item is whose packet came in pieces."""
-    return b"".join(pieces) if size_of(pieces) <= _LIGHT_BYTES else LargePacket(pieces)
+    return b"".join(pieces) if size_of(pieces) <= LIGHT_BYTES else LargePacket(pieces)
 
 
 def load_other(packet: bytes, error: Exception) -> Any:

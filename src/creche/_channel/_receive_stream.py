@@ -13,11 +13,12 @@ from anyio import get_cancelled_exc_class
 from anyio.abc import ObjectReceiveStream
 
 from .._durations import check_timeout
+from .._in_thread import ThreadJob
+from .._runtime import picklers
 from .._wire._handing_over import no_fork_meanwhile
 from ._end import CHECKPOINT_SECONDS, ChannelEnd, EndState, check_not_in_loop
 from ._items import LargePacket, ReceivedItem, load_other, load_packet
 from ._transports import Received
-from ._waiting import ThreadJob
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -251,7 +252,7 @@ class ChannelReceiveStream(ChannelEnd, ObjectReceiveStream[T_co]):
     async def _load_apart(self, packet: _Item) -> Any:
         """Unpickle an item that may take long, in a thread."""
         if isinstance(packet, ReceivedItem | LargePacket) and not packet.at_once:
-            packet = ThreadJob(packet.load)
+            packet = ThreadJob(picklers, packet.load)
         if not isinstance(packet, ThreadJob):
             return self._load(packet)
         result: Any = None

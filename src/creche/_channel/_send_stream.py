@@ -10,13 +10,15 @@ import anyio
 from anyio.abc import ObjectSendStream
 
 from .._durations import check_timeout
+from .._in_thread import in_thread
 from .._platform import Segment
+from .._runtime import picklers
 from .._wire._handing_over import no_fork_meanwhile
 from .._wire._payloads import TooHeavyError
 from ._end import CHECKPOINT_SECONDS, ChannelEnd, EndState, check_not_in_loop
 from ._items import LargeItem, dump_item, dump_small, inline_packet, large_item
-from ._waiting import ThreadJob
 
+T = TypeVar("T")
 T_contra = TypeVar("T_contra", contravariant=True)
 
 _clock = time.perf_counter
@@ -157,14 +159,13 @@ class ChannelSendStream(ChannelEnd, ObjectSendStream[T_contra]):
         try:
             packet, large = self._lay_out(item, light=True)
         except TooHeavyError:
-            job = ThreadJob(lambda: self._lay_out(item, light=False))
-            packet, large = await self._result_of(job)
+            packet, large = await self._apart(lambda: self._lay_out(item, light=False))
         if large is None:
             segment = None
         elif large.at_once:
             segment = large.write()
         else:
-            segment = await self._result_of(ThreadJob(large.write))
+            segment = await self._apart(large.write)
         if not self._try(packet, segment):
             await self._send_when_room(packet, segment)
 
@@ -177,12 +178,8 @@ class ChannelSendStream(ChannelEnd, ObjectSendStream[T_contra]):
         large = large_item(payload)
         return large.header, large
 
-    async def _result_of(self, job: ThreadJob) -> Any:
-        try:
-            result = await job.result()
-        except BaseException:
-            job.abandon()
-            raise
+    async def _apart(self, work: Callable[[], T]) -> T:
+        result = await in_thread(picklers, work)
         self._checkpoint_at = _clock() + CHECKPOINT_SECONDS
         return result
 

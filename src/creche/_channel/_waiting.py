@@ -8,14 +8,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from .._loop_poller import AsyncioPoller
-from .._loops import EventLoop, Latch, Waiter, is_current, post, waiter_in
+from .._loops import EventLoop, Waiter, is_current, post, waiter_in
 from .._platform import LONGEST_WAIT, PacketReceiver, PacketSender, Watch
-from .._runtime import runtime
-from .._wire._outcomes import Failure, Outcome, Value
-from .._worker_threads import Job
 
 T = TypeVar("T")
 
@@ -183,54 +180,3 @@ class ThreadWait:
                 self._kept = watch
                 return
         self._transport.close_watch(watch)
-
-
-class ThreadJob:
-    """Work that is too heavy for an event loop, in one of creche's threads."""
-
-    def __init__(self, work: Callable[[], Any]) -> None:
-        self._work: Callable[[], Any] | None = work
-        self._outcome: Outcome
-        self._done = Latch()
-        self._job: Job | None = None
-        try:
-            self._job = runtime().picklers.submit(self._run)
-        except (OSError, RuntimeError):  # no thread, and none to be had: the loop has to wait
-            self._run()
-
-    @property
-    def done(self) -> bool:
-        return self._done.is_set()
-
-    async def result(self) -> Any:
-        """Wait for the result.
-
-        :raises Exception: what the work has raised
-        """
-        if not self.done:
-            await self._done.wait()
-        return self._take()
-
-    def result_in_thread(self) -> Any:
-        """Do the same in a thread without an event loop."""
-        self._done.wait_in_thread(None)
-        return self._take()
-
-    def abandon(self) -> None:
-        """Nobody wants the result."""
-        if self._job is not None and not self.done:
-            runtime().picklers.abandon(self._job)
-
-    def _take(self) -> Any:
-        if isinstance(self._outcome, Failure):
-            raise self._outcome.exception
-        return self._outcome.take()
-
-    def _run(self) -> None:
-        assert self._work is not None
-        try:
-            self._outcome = Value(self._work())
-        except BaseException as error:
-            self._outcome = Failure(error)
-        self._work = None
-        self._done.set()

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 from .._errors import SerializationError, reason_of
 from .._in_thread import in_thread, outcome_in_thread
-from .._runtime import runtime
+from .._runtime import picklers
 from .._wire._framing import FrameKind, FrameReader, Section, pack
 from .._wire._outcomes import Outcome
-from .._wire._payloads import Payload, TooHeavyError, dump, load
+from .._wire._payloads import LIGHT_BYTES, Payload, TooHeavyError, dump, load
 from ._protocol import size_of
-
-T = TypeVar("T")
-
-# What is larger is copied, or unpickled, in a thread where there is an event loop.
-_LIGHT_BYTES = 64 * 1024
 
 
 async def pickle_item(item: object) -> Section:
@@ -27,11 +21,11 @@ async def pickle_item(item: object) -> Section:
     try:
         payload = dump(item, None, light=True)
     except TooHeavyError:
-        return await _in_thread(lambda: pickle_item_sync(item))
+        return await in_thread(picklers, lambda: pickle_item_sync(item))
     except Exception as error:
         raise _cannot_pickle(item, error) from error
-    if sum(map(size_of, payload.sections)) > _LIGHT_BYTES:
-        return await _in_thread(lambda: _pack(payload))
+    if sum(map(size_of, payload.sections)) > LIGHT_BYTES:
+        return await in_thread(picklers, lambda: _pack(payload))
     return _pack(payload)
 
 
@@ -46,7 +40,7 @@ def pickle_item_sync(item: object) -> Section:
 
 def is_light(body: Section) -> bool:
     """Whether unpickling an item takes no longer than an event loop can wait."""
-    return size_of(body) <= _LIGHT_BYTES
+    return size_of(body) <= LIGHT_BYTES
 
 
 async def unpickle_item_apart(body: Section) -> Outcome:
@@ -54,7 +48,7 @@ async def unpickle_item_apart(body: Section) -> Outcome:
 
     What it raises is never the item's.
     """
-    return await outcome_in_thread(runtime().picklers, lambda: unpickle_item_sync(body))
+    return await outcome_in_thread(picklers, lambda: unpickle_item_sync(body))
 
 
 def unpickle_item_sync(body: Section) -> Any:
@@ -81,7 +75,3 @@ def _cannot_pickle(item: object, error: BaseException) -> SerializationError:
         f"an item of type {type(item).__qualname__} cannot be put into the queue, because it cannot"
         f" be pickled ({reason_of(error)})"
     )
-
-
-async def _in_thread(run: Callable[[], T]) -> T:
-    return await in_thread(runtime().picklers, run)

@@ -14,6 +14,10 @@ from ._framing import Buffer, Section
 from ._handing_over import CallHandles, carrying
 from ._pickling import loads as _loads
 
+# What is larger is copied, or unpickled, in a thread where there is an event loop: up to this, it
+# takes no time, whatever it is.
+LIGHT_BYTES = 64 * 1024
+
 # An object that takes more writes than that to pickle, of 64 KiB each, is large. What is written
 # by reference, such as a long ``bytes``, counts as one.
 _LIGHT_PIECES = 4

@@ -15,12 +15,9 @@ from ._framing import BadFrameError, FrameKind, Section
 from ._messages import HEAVY, inline, pack_answer, sections_of, size_of
 from ._outcomes import Failure, Outcome, Value, cannot_pickle_request, rebuild_exception
 from ._outcomes import Message as OutcomeMessage
-from ._payloads import Payload, TooHeavyError, dump, dumps_plain, is_plain, load
+from ._payloads import LIGHT_BYTES, Payload, TooHeavyError, dump, dumps_plain, is_plain, load
 
 _NUMBER = struct.Struct("<Q")
-
-# What is larger is copied, pickled and unpickled in a thread where there is an event loop.
-_LIGHT_BYTES = 64 * 1024
 
 _REQUESTS = (FrameKind.REQUEST, FrameKind.AWAITED_REQUEST)
 
@@ -181,7 +178,7 @@ def _encode_plain(kind: int, number: int, obj: object) -> bytes:
 
 def _dump(obj: object, *, light: bool) -> Payload:
     payload = dump(obj, None, light=light)
-    if light and sum(map(size_of, payload.sections)) > _LIGHT_BYTES:
+    if light and sum(map(size_of, payload.sections)) > LIGHT_BYTES:
         raise TooHeavyError
     return payload
 
@@ -189,7 +186,7 @@ def _dump(obj: object, *, light: bool) -> Payload:
 def _encode(kind: int, number: int, payload: Payload) -> bytes:
     flags, pieces = inline(payload.sections)
     size = size_of(pieces)
-    if payload.heavy or size > _LIGHT_BYTES:
+    if payload.heavy or size > LIGHT_BYTES:
         flags |= HEAVY
     header = pack_answer(kind, flags, 0.0, size, number)
     return b"".join([header, *pieces]) if pieces else header
