@@ -804,11 +804,22 @@ async def test_timeout_of_a_start_that_hangs(hanging: HangingStart, how: str) ->
 
 
 async def test_timeout_of_a_start_that_hangs_in_a_nursery(hanging: HangingStart) -> None:
+    handle: Any = None
+
+    async def time_out() -> None:
+        nonlocal handle
+        await hanging.begun.wait()  # or it would never begin, if the time was over before
+        (handle,) = runtime().live
+        runtime().watcher.call_soon(handle._on_timeout)
+
     with anyio.fail_after(TIMEOUT):
-        async with open_nursery(start_method="spawn", stop=BRIEF) as nursery:
+        async with (
+            open_nursery(start_method="spawn", stop=BRIEF) as nursery,
+            anyio.create_task_group() as tasks,
+        ):
+            tasks.start_soon(time_out)
             with pytest.raises(ProcessTimeout, match="could not be started within its timeout"):
-                await nursery.start(print, hanging, timeout=0.01)
-            (handle,) = runtime().live
+                await nursery.start(print, hanging, timeout=2 * TIMEOUT)
         hanging.go_on.set()
         await handle.gone.wait()
         await support.until(lambda: handle not in runtime().live)
