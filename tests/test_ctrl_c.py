@@ -24,7 +24,7 @@ import targets
 from backends import in_asyncio, in_trio
 from scripts import Program
 
-from creche import _loops, open_pool
+from creche import _loops, open_pool, run_in_process
 from creche._loops import current_loop, waiter_in
 
 SWEEP = """
@@ -223,6 +223,15 @@ async def test_arguments_are_being_pickled(anyio_backend: str) -> None:
         with pytest.raises(KeyboardInterrupt):
             await pool.map(targets.echo, [1, Interrupted(), 2])
         assert await pool.run(support.double, 1) == 2
+
+
+@in_trio
+async def test_children_do_not_look_through_creche_again(
+    anyio_backend: str, start_method: str
+) -> None:
+    """It takes longer than to fork them. Those of servers find it done, where Trio is imported."""
+    known = await run_in_process(targets.codes_spared_by_ctrl_c, start_method=start_method)
+    assert (known > 0) == (start_method != "spawn")
 
 
 @in_asyncio

@@ -61,6 +61,13 @@ def postpone_ctrl_c(lowlevel: Any) -> None:
                     lowlevel.enable_ki_protection(_Function(code))
 
 
+def postpone_ctrl_c_in_children() -> None:
+    """Do that in a server, for all that it forks: it takes a multiple of the time of a fork."""
+    lowlevel = getattr(sys.modules.get("trio"), "lowlevel", None)
+    if lowlevel is not None:
+        postpone_ctrl_c(lowlevel)
+
+
 @dataclass
 class _Function:
     """All that Trio wants to know of a function. Those inside of others do not exist yet."""

@@ -30,10 +30,7 @@ def current_loop() -> EventLoop:
     # Trio first: in its guest mode an asyncio or a GUI loop is the host of the same thread.
     lowlevel = _trio_lowlevel()
     if lowlevel is not None:
-        try:
-            return lowlevel.current_trio_token()
-        except RuntimeError:
-            pass
+        return lowlevel.current_trio_token()  # type: ignore[no-any-return]
     try:
         return asyncio.get_running_loop()
     except RuntimeError:
@@ -45,7 +42,7 @@ def current_loop() -> EventLoop:
 def is_current(loop: EventLoop) -> bool:
     """Whether the caller runs in ``loop``. Takes a fraction of the time of :func:`current_loop`."""
     lowlevel = _trio_lowlevel()
-    if lowlevel is not None and lowlevel.in_trio_run():
+    if lowlevel is not None:
         return loop is lowlevel.current_trio_token()
     return loop is asyncio._get_running_loop()
 
@@ -60,17 +57,15 @@ def current_task() -> object | None:
 
 def runs_in_loop() -> bool:
     """Whether the calling thread runs an event loop, which waits for as long as the caller does."""
-    lowlevel = _trio_lowlevel()
-    if lowlevel is not None and lowlevel.in_trio_run():
-        return True
-    return asyncio._get_running_loop() is not None
+    return _trio_lowlevel() is not None or asyncio._get_running_loop() is not None
 
 
 def _trio_lowlevel() -> Any:
-    """``trio.lowlevel``, or ``None`` where Trio is not imported, or another thread is at it."""
+    """``trio.lowlevel``, if the calling thread runs Trio."""
     lowlevel = getattr(sys.modules.get("trio"), "lowlevel", None)
-    if lowlevel is not None:
-        postpone_ctrl_c(lowlevel)
+    if lowlevel is None or not lowlevel.in_trio_run():  # or another thread is importing it
+        return None
+    postpone_ctrl_c(lowlevel)
     return lowlevel
 
 

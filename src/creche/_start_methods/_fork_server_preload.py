@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 assert sys.platform != "win32" or not TYPE_CHECKING
 
 
+from .._ctrl_c import postpone_ctrl_c_in_children
 from .._platform._parent_death import die_with_lifeline
 from .._platform._posix import isolate_child, reset_signals
 from ._exit_descriptor import open_exit_descriptor
@@ -40,6 +41,7 @@ def prepare_server() -> None:
         with contextlib.suppress(Exception):  # the child that needs it will report it
             importlib.import_module(module)
     reset_signals()  # the main module may have installed handlers
+    postpone_ctrl_c_in_children()
     # Objects that the collector never touches stay on pages that parent and children share.
     gc.collect()
     gc.freeze()

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 assert sys.platform == "linux" or not TYPE_CHECKING
 
+from ..._ctrl_c import postpone_ctrl_c_in_children
 from ..._multiprocessing import keeping_resource_tracker, resource_tracker, util
 from ..._platform._parent_death import die_with_lifeline
 from ..._platform._posix import reset_signals
@@ -101,6 +102,7 @@ class _Server:
         failures = self._preload(settings["modules"], settings["main"])
         reset_signals()  # the main module may have installed handlers
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        postpone_ctrl_c_in_children()
         # What is in the buffers would be written once more by every child.
         util._flush_std_streams()
         # Objects that the collector never touches stay on pages that server and children share.
