@@ -86,6 +86,13 @@ def fail(message: str) -> None:
     raise LookupError(message)
 
 
+def fail_to_clean_up(ready: str) -> None:
+    try:
+        wait_for_ever(ready)
+    finally:
+        raise LookupError("clean-up")
+
+
 async def fail_async(message: str) -> None:
     await anyio.sleep(0)
     raise LookupError(message)

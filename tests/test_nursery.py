@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from contextlib import AsyncExitStack
 from typing import Any
@@ -147,6 +148,43 @@ async def test_timeout_is_a_failure(announcements: Announcements) -> None:
         async with open_nursery() as nursery:
             nursery.start_soon(targets.wait_for_ever, announcements.path, timeout=0.1)
     assert caught.group_contains(creche.ProcessTimeout, depth=1)
+
+
+async def test_failures_of_what_is_being_stopped(announcements: Announcements) -> None:
+    """They may be why the block failed: it has lost the other end of a channel, say."""
+    with pytest.raises(ExceptionGroup) as caught:
+        async with open_nursery() as nursery:
+            nursery.start_soon(targets.wait_for_ever, announcements.path)
+            await announcements.get()
+            nursery.start_soon(targets.fail_to_clean_up, announcements.path)
+            await announcements.get()
+            nursery.start_soon(targets.wait_for_ever, announcements.path)
+            os.kill(await announcements.get_pid(), signal.SIGKILL)
+            raise ZeroDivisionError
+    assert sorted(type(error).__name__ for error in caught.value.exceptions) == [
+        "LookupError",
+        "ProcessDied",
+        "ZeroDivisionError",
+    ]
+    assert caught.group_contains(creche.ProcessDied, match="SIGKILL", depth=1)
+
+
+async def test_killed_as_it_does_not_stop(announcements: Announcements) -> None:
+    with pytest.raises(ExceptionGroup) as caught:
+        async with open_nursery(stop=StopPolicy(grace=0.01)) as nursery:
+            stubborn = nursery.start_soon(support.ignore_sigterm, announcements.path)
+            await announcements.get()
+            raise ZeroDivisionError
+    assert stubborn.exitcode == -signal.SIGKILL
+    assert len(caught.value.exceptions) == 1
+
+
+async def test_failed_clean_up_where_all_is_cancelled(announcements: Announcements) -> None:
+    async with open_nursery() as nursery:
+        process = nursery.start_soon(targets.fail_to_clean_up, announcements.path)
+        await announcements.get()
+        nursery.cancel_scope.cancel()
+    assert isinstance(process.exception, LookupError)
 
 
 async def test_options_of_a_child(announcements: Announcements) -> None:

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from signal import SIGTERM
+
 from ._errors import (
     ProcessDied,
     ProcessError,
     ProcessStartError,
     ProcessStuckError,
     ProcessTimeout,
+    RemoteError,
     SerializationError,
     describe,
     text_of,
 )
+
+_SIGKILL = 9  # Windows has no name for it
+
+
+def comes_of_stopping(error: BaseException, *, was_killed: bool) -> bool:
+    """Whether a process that was asked to stop may have failed like that for no other reason."""
+    if isinstance(error, ProcessDied):
+        return error.signal in (None, SIGTERM) or (was_killed and error.signal == _SIGKILL)
+    return isinstance(error, ProcessError) and not isinstance(error, RemoteError)
 
 
 def stopped_before_start(name: str) -> ProcessStartError:

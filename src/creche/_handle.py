@@ -152,6 +152,15 @@ class ProcessHandle(ProcessLife):
         return None if self._inbox is None else self._inbox.started
 
     @property
+    def failure_of_its_own(self) -> BaseException | None:
+        """Why there is no value, unless it is that the process was stopped. Known at its end."""
+        if not isinstance(self.outcome, Failure):
+            return None
+        error = self.outcome.exception
+        was_killed = self._stopper is not None and self._stopper.has_killed
+        return None if _failures.comes_of_stopping(error, was_killed=was_killed) else error
+
+    @property
     def _runtime(self) -> Runtime:
         assert self._maybe_runtime is not None, "the process was not started"
         return self._maybe_runtime

@@ -30,7 +30,7 @@ def current_loop() -> EventLoop:
     # Trio first: in its guest mode an asyncio or a GUI loop is the host of the same thread.
     lowlevel = _trio_lowlevel()
     if lowlevel is not None:
-        return lowlevel.current_trio_token()  # type: ignore[no-any-return]
+        return lowlevel.current_trio_token()
     try:
         return asyncio.get_running_loop()
     except RuntimeError:

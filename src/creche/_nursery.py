@@ -61,9 +61,11 @@ class ProcessNursery:
     """Runs processes as an ``anyio`` task group runs tasks; made by :func:`open_nursery`.
 
     The ``async with`` block is left when all of its processes have ended and are reaped. The first
-    one that fails, or an exception in the block, stops all the others; what failed comes out in
-    one ``ExceptionGroup``. A process that the program itself stops (by ``terminate()``, ``kill()``
-    or by cancelling an ``await process``) has not failed.
+    one that fails, or an exception in the block, stops all the others. What failed comes out in
+    one ``ExceptionGroup``, also what failed just before it was stopped, or in its clean-up (but not
+    where the nursery was only cancelled: then that may have come of the stopping of others). A
+    process that the program itself stops (by ``terminate()``, ``kill()`` or by cancelling an
+    ``await process``) has not failed.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class ProcessNursery:
         self._logs = check_log_target(logs)
         self._task_group: TaskGroup = anyio.create_task_group()
         self._processes: dict[AsyncProcess[Any], None] = {}
+        self._failures_of_cancelled: list[BaseException] = []
         self._open = False
 
     @property
@@ -196,7 +199,8 @@ class ProcessNursery:
             return await self._task_group.__aexit__(exc_type, exc, tb)
         except BaseExceptionGroup as group:
             # A failure that the block also heard of, by awaiting the process, is in there twice.
-            unique = list({id(failure): failure for failure in group.exceptions}.values())
+            failures = (*group.exceptions, *self._failures_of_cancelled)
+            unique = list({id(failure): failure for failure in failures}.values())
             if len(unique) == len(group.exceptions):
                 raise
             raise group.derive(unique) from None
@@ -271,6 +275,12 @@ class ProcessNursery:
         except (ProcessDied, ProcessStartError):
             if not process._was_stopped_on_request():
                 raise
+        except anyio.get_cancelled_exc_class():
+            # Perhaps for something that came of this: the other end of its channel was closed.
+            failure = process._handle.failure_of_its_own
+            if failure is not None:
+                self._failures_of_cancelled.append(failure)
+            raise
 
     @asynccontextmanager
     async def _admitted(self, process: AsyncProcess[Any]) -> AsyncIterator[None]:

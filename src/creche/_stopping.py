@@ -74,6 +74,8 @@ class Stopper:
         self._nudge_timer: Timer | None = None
         self._kill_at: float | None = None
         self._killed = False
+        self.has_killed = False
+        """Whether this has sent SIGKILL, or tried to."""
 
     def stop(self, policy: StopPolicy) -> None:
         """Ask, and kill after the grace period; whoever asks again can only shorten it."""
@@ -94,6 +96,7 @@ class Stopper:
     def kill(self, policy: StopPolicy) -> None:
         """Kill at once."""
         if not self._killed:
+            self.has_killed = True
             self._end_nudges()
             self._set_timer(policy.kill_timeout, self._on_stuck)
             self._target.kill(group=policy.group)
