@@ -25,6 +25,7 @@ from scripts import Program
 from support import NOT_OURS, START_METHODS, Announcements, double, sockets_and_pipes
 
 import creche
+from creche._hub._sources import open_hub
 from creche._leftovers import Inventory, mark_children
 
 mark_children()  # whoever is started from here on is the tests', whatever becomes of its parent
@@ -161,6 +162,7 @@ def machinery() -> None:
     plain.close()
     anyio.run(use, "spawn", "fork", backend="trio")
     anyio.run(use, "creche", "forkserver", backend="asyncio")
+    open_hub()
 
 
 @pytest.fixture(autouse=True)
