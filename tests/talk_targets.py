@@ -258,10 +258,18 @@ async def give_up_what_is_being_unpickled(path: str, told: str, gate: str) -> No
     async with anyio.create_task_group() as task_group:
         argument = UnpicklesWhenTold(path, gate), list(range(200_000))  # too heavy for the loop
         task_group.start_soon(from_process.arun, begin, argument)
-        with await anyio.to_thread.run_sync(open, told):
-            pass
+        await anyio.to_thread.run_sync(wait_until_told, told)
+        # Or it is withdrawn by the thread that has sent it, which may come after what is next.
+        await until(lambda: not requests_to_parent()._under_way)
         task_group.cancel_scope.cancel()
     await from_process.arun_sync(note, "given up")
+    # Nothing is called on behalf of a process that has ended.
+    await anyio.to_thread.run_sync(wait_until_told, told)
+
+
+def wait_until_told(told: str) -> None:
+    with open(told):
+        pass
 
 
 def was_noted(value: Any) -> bool:

@@ -190,7 +190,7 @@ async def test_stopped_function_sees_them_to_its_end(
         )
         async with process:
             assert await announcements.get() == "r1"
-            await process.terminate()
+            await process.terminate(creche.StopPolicy(grace=TIMEOUT))
         assert await announcements.get() == "stopped r1"
 
 
@@ -198,7 +198,7 @@ async def test_stopped_function_sees_them_to_its_end(
 @pytest.mark.parametrize("func", [targets.wait_in_context, targets.wait_in_context_async])
 async def test_cancelled_call_of_a_pool(announcements: Announcements, func: Any) -> None:
     request_id.set("r1")
-    async with open_pool(1) as pool:
+    async with open_pool(1, stop=creche.StopPolicy(grace=TIMEOUT)) as pool:
         with anyio.fail_after(TIMEOUT):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(pool.run, func, announcements.path)

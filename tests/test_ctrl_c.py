@@ -31,6 +31,7 @@ SWEEP = """
 import os, signal, sys, time
 import anyio, creche, creche.sync, support
 from creche import open_nursery, open_pool, open_stream, open_supervisor, run_in_process
+from creche._runtime import runtime
 
 FOLDER = os.path.dirname(creche.__file__)
 TIMES = 50
@@ -80,14 +81,21 @@ def run(strikes_at=None):
     return tracer.lines
 
 
+def count_open():
+    picklers = runtime().picklers  # which close what they have sent or received last
+    while picklers._jobs or picklers._idle < picklers._threads:
+        time.sleep(0.001)
+    return len(support.sockets_and_pipes())
+
+
 if __name__ == "__main__":
     run()  # imports, and starts threads
-    before = len(support.sockets_and_pipes())
+    before = count_open()
     lines = run()
     for strike in range(1, lines, -(-lines // TIMES)):
         run(strike)
     run()
-    assert len(support.sockets_and_pipes()) == before
+    assert count_open() == before
     print("in order")
 """
 

@@ -341,9 +341,14 @@ async def test_a_killed_process_takes_its_requests_with_it(announcements: Announ
 
 
 async def test_timeout_while_the_parent_works(announcements: Announcements) -> None:
-    assert await run_in_process(targets.add, 1, 2) == 3  # from now on, starting takes no time
+    process = AsyncProcess(
+        target=targets.wait_in_parent, args=(announcements.path,), timeout=2 * TIMEOUT
+    )
+    await process.start()
+    assert await announcements.get() == "begun"
+    runtime().watcher.call_soon(process._handle._on_timeout)
     with pytest.raises(ProcessTimeout):
-        await run_in_process(targets.wait_in_parent, announcements.path, timeout=2)
+        await process
     assert targets.noted == ["begun", "cancelled"]
 
 
@@ -398,8 +403,9 @@ async def test_request_that_is_withdrawn_while_it_is_unpickled(
         picklers = runtime().picklers
         await until(lambda: picklers._idle == picklers._threads and not picklers._jobs)
         await anyio.wait_all_tasks_blocked()
+        assert targets.noted == ["given up"]
+        await anyio.to_thread.run_sync(_open_gate, told)
         await process
-    assert targets.noted == ["given up"]
 
 
 def _open_gate(path: str) -> None:
@@ -414,7 +420,7 @@ async def test_withdrawn_request_over_the_wire(announcements: Announcements, way
     assert await process == "still there"
 
 
-@pytest.mark.parametrize("grace", [0.0, 5.0])
+@pytest.mark.parametrize("grace", [0.0, TIMEOUT])
 async def test_stop_in_the_middle_of_requests(announcements: Announcements, grace: float) -> None:
     """Wherever the request strikes, the process ends as a terminated one does."""
     for _ in range(20):
@@ -433,6 +439,7 @@ async def test_requests_while_unwinding(announcements: Announcements, way: str) 
             target=targets.ask_while_unwinding,
             args=(announcements.path,),
             start_method="fork",
+            stop=StopPolicy(grace=TIMEOUT),
         )
         await process.start()
         await announcements.get()

@@ -34,6 +34,9 @@ from creche._runtime import runtime
 
 pytestmark = pytest.mark.anyio
 
+# The outcome waits for all records, however long it takes to handle them.
+PATIENT = StopPolicy(exit_timeout=math.inf)
+
 
 @pytest.fixture
 def collector() -> Iterator[Collector]:
@@ -153,12 +156,11 @@ async def test_stopped_child(collector: Collector, announcements: Announcements)
 async def test_records_of_what_outlives_the_function(
     collector: Collector, start_method: str
 ) -> None:
-    policy = StopPolicy(exit_timeout=math.inf)
     process = AsyncProcess(
         target=targets.log_after_the_end,
         args=(2000,),
         start_method=start_method,
-        stop=policy,
+        stop=PATIENT,
         logs=True,
     )
     with anyio.fail_after(TIMEOUT):
@@ -201,27 +203,25 @@ async def test_handler_that_fails(collector: Collector, caplog: pytest.LogCaptur
 
 async def test_handler_that_fails_on_everything(collector: Collector) -> None:
     """It also gets what creche logs of its failure."""
-    never = StopPolicy(exit_timeout=math.inf)
     with anyio.fail_after(TIMEOUT):
         with collector.failing_on("creche"):
-            await run_in_process(targets.log_all, 1, logs=True, stop=never)
-        await run_in_process(targets.log_all, 2000, logs=True, stop=never)
+            await run_in_process(targets.log_all, 1, logs=True, stop=PATIENT)
+        await run_in_process(targets.log_all, 2000, logs=True, stop=PATIENT)
     assert collector.messages == expected(2000)
 
 
 async def test_record_factory_that_fails(collector: Collector) -> None:
-    never = StopPolicy(exit_timeout=math.inf)
     with anyio.fail_after(TIMEOUT):
         with failing_record_factory():
-            await run_in_process(targets.log_all, 1, logs=True, stop=never)
-        await run_in_process(targets.log_all, 2000, logs=True, stop=never)
+            await run_in_process(targets.log_all, 1, logs=True, stop=PATIENT)
+        await run_in_process(targets.log_all, 2000, logs=True, stop=PATIENT)
     assert collector.messages == expected(2000)
 
 
 async def test_slow_handler_holds_up_the_child_and_not_the_loop(collector: Collector) -> None:
     """A child that logs faster than its records are handled has to wait; nobody else."""
     collector.gate = threading.Event()
-    process = AsyncProcess(target=targets.log_all, args=(5000,), logs=True)
+    process = AsyncProcess(target=targets.log_all, args=(5000,), logs=True, stop=PATIENT)
     await process.start()
     assert await run_in_process(support.double, 2) == 4  # the loop and the watcher go on
     assert process.is_alive()
@@ -238,7 +238,7 @@ async def test_handler_that_hangs(collector: Collector, announcements: Announcem
     with anyio.fail_after(TIMEOUT):
         policy = StopPolicy(exit_timeout=0.1)
         await run_in_process(targets.log_all, 3, logs=True, stop=policy)
-        policy = StopPolicy(grace=0.1, kill_timeout=0.1)
+        policy = StopPolicy(grace=TIMEOUT, kill_timeout=0.1)
         process = AsyncProcess(
             target=targets.log_before_dying, args=(announcements.path, 3), logs=True
         )
@@ -254,27 +254,28 @@ async def test_handler_that_hangs(collector: Collector, announcements: Announcem
 
 
 async def test_threads_of_a_child(collector: Collector) -> None:
-    await run_in_process(targets.log_from_threads, 300, logs=True)
+    with anyio.fail_after(TIMEOUT):
+        await run_in_process(targets.log_from_threads, 300, logs=True, stop=PATIENT)
     assert sorted(collector.messages) == sorted(expected(300) * 4)
 
 
 async def test_finalizers_that_log(collector: Collector) -> None:
     with anyio.fail_after(TIMEOUT):
-        await run_in_process(targets.log_and_collect, 2000, logs=True)
+        await run_in_process(targets.log_and_collect, 2000, logs=True, stop=PATIENT)
     assert [text for text in collector.messages if text != "freed"] == expected(2000)
     assert collector.messages.count("freed") == 2000
 
 
 async def test_interruption_in_the_middle_of_a_message(collector: Collector) -> None:
     with anyio.fail_after(TIMEOUT):
-        await run_in_process(targets.log_while_sending, 2000, logs=True)
+        await run_in_process(targets.log_while_sending, 2000, logs=True, stop=PATIENT)
     assert collector.messages[::2] == expected(2000)
     assert collector.messages[1::2] == ["interruption"] * 2000
 
 
 async def test_interruption_of_what_makes_room(collector: Collector) -> None:
     with anyio.fail_after(TIMEOUT):
-        await run_in_process(targets.log_while_room_is_made, 5000, logs=True)
+        await run_in_process(targets.log_while_room_is_made, 5000, logs=True, stop=PATIENT)
     collected = collector.messages
     collected.remove("interruption")
     assert collected == expected(5000)
@@ -282,14 +283,13 @@ async def test_interruption_of_what_makes_room(collector: Collector) -> None:
 
 async def test_child_that_can_have_no_thread(collector: Collector) -> None:
     with anyio.fail_after(TIMEOUT):
-        assert await run_in_process(targets.log_without_threads, 5000, logs=True) == 0
+        assert await run_in_process(targets.log_without_threads, 5000, logs=True, stop=PATIENT) == 0
     assert collector.messages == expected(5000)
 
 
 async def test_child_that_closes_its_descriptors(collector: Collector) -> None:
-    policy = StopPolicy(exit_timeout=math.inf)
     with anyio.fail_after(TIMEOUT), pytest.raises(ProcessDied) as raised:
-        await run_in_process(targets.log_without_descriptors, 5000, logs=True, stop=policy)
+        await run_in_process(targets.log_without_descriptors, 5000, logs=True, stop=PATIENT)
     assert raised.value.exitcode == 7
     assert collector.messages == expected(1)
 

@@ -21,6 +21,7 @@ from log_collector import Collector, failing_record_factory
 from support import (
     TIMEOUT,
     Announcements,
+    until,
     use_poller,
     wait_until_gone,
 )
@@ -54,6 +55,9 @@ def collector() -> Iterator[Collector]:
 
 
 LOGGER = logging.getLogger("tests.output")
+
+# What a process writes at its end, and its lines, have as much time as they need.
+PATIENT = StopPolicy(exit_timeout=math.inf)
 
 
 async def read_all(stream: Any) -> list[str]:
@@ -118,10 +122,21 @@ async def test_async_functions(collector: Collector, start_method: str) -> None:
 
 async def test_outcome_comes_after_the_lines(collector: Collector) -> None:
     """Many lines and a handler that takes its time, and still none is missing."""
-    pause = threading.Event()
-    LOGGER.addFilter(lambda record: pause.wait(0.00001) or True)
-    assert await run_in_process(targets.count_up, 20_000, 20, stdout=LOGGER) == 20_000
-    assert [int(line.rstrip(".")) for line in collector.messages] == list(range(20_000))
+    ended = threading.Event()
+    LOGGER.addFilter(lambda record: ended.wait(TIMEOUT))
+    # Fewer than may wait for their turn, so that the process ends before the first is logged.
+    process = AsyncProcess(target=targets.count_up, args=(8_000, 20), stdout=LOGGER, stop=PATIENT)
+    async with anyio.create_task_group() as tasks:
+
+        async def go_on() -> None:
+            try:
+                await until(lambda: process._handle.exitcode is not None)
+            finally:
+                ended.set()
+
+        tasks.start_soon(go_on)
+        assert await process == 8_000
+        assert [int(line.rstrip(".")) for line in collector.messages] == list(range(8_000))
 
 
 @pytest.mark.parametrize(
@@ -153,7 +168,7 @@ async def test_handler_that_hangs_does_not_hold_up_the_outcome(collector: Collec
     finally:
         hanging.set()
     # The thread goes on.
-    await run_in_process(targets.write, "y\n", stdout=LOGGER)
+    await run_in_process(targets.write, "y\n", stdout=LOGGER, stop=PATIENT)
     assert collector.messages == ["x", "y"]
 
 
@@ -162,7 +177,7 @@ async def test_handler_that_hangs_does_not_hold_up_a_cancellation(
 ) -> None:
     hanging = threading.Event()
     LOGGER.addFilter(lambda record: hanging.wait(TIMEOUT))
-    stop = StopPolicy(kill_timeout=0.1, exit_timeout=TIMEOUT)
+    stop = StopPolicy(grace=TIMEOUT, kill_timeout=0.1, exit_timeout=TIMEOUT)
     try:
         with anyio.fail_after(TIMEOUT / 2):
             async with anyio.create_task_group() as tasks:
@@ -198,12 +213,11 @@ async def test_filter_that_fails_costs_its_line_alone(
 
 async def test_record_factory_that_fails(collector: Collector) -> None:
     """It fails on what creche logs of that, too."""
-    never = StopPolicy(exit_timeout=math.inf)
     with anyio.fail_after(TIMEOUT):
         with failing_record_factory():
-            await run_in_process(targets.write, "lost\n", stdout=LOGGER, stop=never)
+            await run_in_process(targets.write, "lost\n", stdout=LOGGER, stop=PATIENT)
         # More than may wait for its turn.
-        await run_in_process(targets.count_up, 10_000, 60, stdout=LOGGER, stop=never)
+        await run_in_process(targets.count_up, 10_000, 60, stdout=LOGGER, stop=PATIENT)
     assert len(collector.messages) == 10_000
 
 
@@ -214,9 +228,8 @@ async def test_filter_that_exits(collector: Collector) -> None:
         return True
 
     LOGGER.addFilter(leave)
-    never = StopPolicy(exit_timeout=math.inf)
     with anyio.fail_after(TIMEOUT):
-        await run_in_process(targets.write, "a\nb\nc\n", stdout=LOGGER, stop=never)
+        await run_in_process(targets.write, "a\nb\nc\n", stdout=LOGGER, stop=PATIENT)
     assert collector.messages == ["a", "c"]
 
 
@@ -230,7 +243,7 @@ async def test_child_waits_for_a_handler_that_is_behind(collector: Collector) ->
     """What is not logged yet does not pile up in this process."""
     release = threading.Event()
     LOGGER.addFilter(lambda record: release.wait(TIMEOUT))
-    process = AsyncProcess(target=targets.count_up, args=(50_000, 90), stdout=LOGGER)
+    process = AsyncProcess(target=targets.count_up, args=(50_000, 90), stdout=LOGGER, stop=PATIENT)
     async with process:
         sink: Any = process._handle.output._stdout
         with anyio.fail_after(TIMEOUT):
@@ -439,7 +452,7 @@ async def test_blocked_child_is_killed(start_method: str) -> None:
 
 async def test_what_a_process_writes_at_its_exit_needs_no_reader(start_method: str) -> None:
     """Up to a limit: it has given its outcome, and is awaited."""
-    process = streaming(targets.write_at_exit, 50_000, start_method=start_method)
+    process = streaming(targets.write_at_exit, 50_000, start_method=start_method, stop=PATIENT)
     with anyio.fail_after(TIMEOUT):
         assert await process == "done"
     assert process.exitcode == 0

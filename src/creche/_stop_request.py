@@ -163,11 +163,21 @@ class StopListener:
         with self._lock:
             if self._requested:
                 return
-            if self._react is _raise_stop_requested:
-                self._raising = True
+            # At once, as the main thread may be about to change it.
+            react, self._react = self._react, None
+            if react is _raise_stop_requested:
+                self._raising, self._react = True, react
                 raise_in_main_thread(self._make_exception())
                 return
-        self._request()
+            self._requested = True
+        if react is not None:
+            react()
+
+    def _let_strike(self) -> None:
+        """In the main thread: have raised what the other thread was about to raise in it."""
+        with self._lock:
+            pass
+        _remember()  # the interpreter looks for exceptions when it calls a function
 
     def _make_exception(self) -> type[StopRequested]:
         def on_raised(exception: StopRequested) -> None:
@@ -190,6 +200,8 @@ class _Deferring:
     def __enter__(self) -> None:
         self._outer = outer = self._listener._react
         self._listener._react = None if outer is None else _remember
+        if self._listener._thread is not None:
+            self._listener._let_strike()  # here, not in the block
 
     def __exit__(self, *_: object) -> None:
         outer = self._outer
