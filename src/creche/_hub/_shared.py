@@ -24,8 +24,8 @@ class Shared:
     """
 
     def __init__(self, state: State) -> None:
-        self._source: Source = Here(state)
         self._generation = generation()
+        self._source: Source = Here(state)
         self._set_up()
 
     def _set_up(self) -> None:
@@ -86,6 +86,7 @@ class Shared:
         return _find, (type(self), ref, obj)
 
     def __del__(self) -> None:
+        # A request to stop may have struck before __init__ was over.
         source = getattr(self, "_source", None)
         if isinstance(source, Here) and self._generation == generation():
             source.leave()
@@ -101,8 +102,8 @@ def _find(kind: type[Shared], ref: HubRef, obj: int) -> Shared:
         handle = _handles.get((ref, obj))
         if handle is None:
             handle = kind.__new__(kind)
-            handle._source = There(ref, obj)
             handle._generation = generation()
+            handle._source = There(ref, obj)
             handle._set_up()
             _handles[ref, obj] = handle
         return handle
