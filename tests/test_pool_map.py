@@ -31,7 +31,7 @@ from support import TIMEOUT, Announcements, until_statistics
 import creche
 from creche import ItemOutcome, ProcessMap, ProcessPool, StopPolicy, open_pool
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("no_worker_is_deaf")]
 
 CHUNKSIZES = pytest.mark.parametrize("chunksize", [1, 7, 100, "auto"])
 
