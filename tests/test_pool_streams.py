@@ -15,7 +15,7 @@ import psutil
 import pytest
 import support
 import targets
-from support import TIMEOUT, Announcements, until
+from support import TIMEOUT, Announcements, Timeouts, until
 
 import creche
 from creche import ProcessDied, ProcessPool, ProcessTimeout, StopPolicy, open_pool
@@ -62,6 +62,14 @@ def receiving(pool: ProcessPool) -> int:
     """How many answers are being sent by workers just now."""
     assert pool._engine is not None
     return sum(len(worker._streamed._streams) for worker in pool._engine.scheduler.workforce.all)
+
+
+def being_read(pool: ProcessPool) -> int:
+    """How many of these answers a thread waits for."""
+    assert pool._engine is not None
+    workers = pool._engine.scheduler.workforce.all
+    streams = [stream for worker in workers for stream in worker._streamed._streams]
+    return sum(stream._reader._in_use for stream in streams)
 
 
 def waiting_to_send(pool: ProcessPool) -> int:
@@ -176,7 +184,7 @@ async def test_workers_are_stopped_while_they_send() -> None:
             await until(lambda: threading.active_count() <= threads + 2)
 
 
-async def test_timeout_while_a_stopped_worker_sends() -> None:
+async def test_timeout_while_a_stopped_worker_sends(timeouts: Timeouts) -> None:
     with anyio.fail_after(TIMEOUT):
         async with open_pool(1, stop=FORCEFUL) as pool:
             pid = await pool.run(os.getpid)
@@ -185,13 +193,15 @@ async def test_timeout_while_a_stopped_worker_sends() -> None:
 
                     async def run() -> None:
                         with pytest.raises(ProcessTimeout):
-                            await pool.run(support.payload, SIZE, timeout=0.5)
+                            await pool.run(support.payload, SIZE, timeout=2 * TIMEOUT)
 
                     group.start_soon(run)
                     await until(lambda: receiving(pool))
                     os.kill(pid, signal.SIGSTOP)
                     await until(lambda: is_stopped(pid))
                     release()
+                    await until(lambda: being_read(pool))
+                    timeouts.strike()
     assert not psutil.pid_exists(pid)
 
 
@@ -265,7 +275,9 @@ async def test_argument_that_cannot_be_unpickled() -> None:
 
 
 @pytest.mark.parametrize("way", ["kill", "cancel", "timeout"])
-async def test_worker_does_not_take_its_argument(way: str, announcements: Announcements) -> None:
+async def test_worker_does_not_take_its_argument(
+    way: str, announcements: Announcements, timeouts: Timeouts
+) -> None:
     argument = [support.WaitsOnUnpickling(announcements.path), bytes(SIZE)]
     expected = {"kill": ProcessDied, "timeout": ProcessTimeout}.get(way, Exception)
     with anyio.fail_after(TIMEOUT):
@@ -274,16 +286,18 @@ async def test_worker_does_not_take_its_argument(way: str, announcements: Announ
 
                 async def run() -> None:
                     with pytest.raises(expected):
-                        await pool.run(len, argument, timeout=0.5 if way == "timeout" else None)
+                        seconds = 2 * TIMEOUT if way == "timeout" else None
+                        await pool.run(len, argument, timeout=seconds)
 
                 group.start_soon(run)
                 pid = await announcements.get_pid()
-                if way != "timeout":  # which may have come to pass before this looks
-                    await until(lambda: waiting_to_send(pool))
+                await until(lambda: waiting_to_send(pool))
                 if way == "kill":
                     os.kill(pid, signal.SIGKILL)
                 elif way == "cancel":
                     group.cancel_scope.cancel()
+                else:
+                    timeouts.strike()
             assert not psutil.pid_exists(pid)
             assert await pool.run(len, bytes(SIZE)) == SIZE
 
