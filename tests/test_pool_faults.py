@@ -11,6 +11,7 @@ import os
 import random
 import re
 import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -38,7 +39,9 @@ from creche import (
     run_in_process,
 )
 from creche._pool._calls import what_runs
+from creche._pool._channel import WorkerChannel
 from creche._pool._scheduler import _DEAF_SECONDS
+from creche._pool._worker import Worker
 
 pytestmark = pytest.mark.anyio
 
@@ -514,6 +517,45 @@ async def test_worker_is_stopped_while_idle(way: str, size: int, timeouts: Timeo
                 else:
                     group.cancel_scope.cancel()
             await check_serves(pool)
+
+
+async def test_cancelled_call_ends_when_the_pool_knows_of_its_worker(
+    announcements: Announcements, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not when the process has ended, which the event loop may hear of a moment later."""
+    stop, drain_dead = Worker.stop, WorkerChannel.drain_dead
+    go_on = threading.Event()
+
+    def stop_and_hold_up_the_loop(worker: Worker, *args: Any) -> None:
+        stop(worker, *args)
+        while not worker.handle.gone.is_set():
+            time.sleep(0.001)
+
+    def drain_late(channel: WorkerChannel, then: Callable[[], object]) -> None:
+        assert go_on.wait(TIMEOUT)  # the watcher
+        drain_dead(channel, then)
+
+    with anyio.fail_after(TIMEOUT):
+        async with open_pool(1, stop=PATIENT) as pool:
+            with monkeypatch.context() as patched:
+                patched.setattr(Worker, "stop", stop_and_hold_up_the_loop)
+                patched.setattr(WorkerChannel, "drain_dead", drain_late)
+                async with anyio.create_task_group() as group:
+
+                    async def run() -> None:
+                        await pool.run(
+                            support.announce_then, announcements.path, support.wait_for_ever
+                        )
+
+                    group.start_soon(run)
+                    await announcements.get_pid()
+                    group.cancel_scope.cancel()
+                    with anyio.CancelScope(shield=True):
+                        for _ in range(20):
+                            await anyio.lowlevel.checkpoint()
+                    go_on.set()
+                check_nothing_runs(pool)
+                assert pool.statistics().restarts == 1
 
 
 @pytest.mark.parametrize("calls", [0, 1, 3])
