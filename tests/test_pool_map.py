@@ -884,13 +884,24 @@ async def test_timeout_does_not_count_the_wait_for_a_worker(
     announcements: Announcements, gate: Path
 ) -> None:
     """Nor what the consumer takes between two values."""
+    received: list[int] = []
+
+    async def receive() -> None:
+        received.extend(await take(values, 1))
+
     async with open_pool(1) as pool, anyio.create_task_group() as tasks:
         tasks.start_soon(pool.run, targets.wait_for_file, announcements.path, str(gate))
         await announcements.get_pid()
-        values = pool.map(support.double, range(3), timeout=TIMEOUT)
-        await until_statistics(pool, lambda s: s.calls_queued == 0 or s.calls_running == 1)
+        values = pool.map(support.double, range(3), timeout=2 * TIMEOUT)
+        deadlines: Any = values._run._deadlines
+        tasks.start_soon(receive)
+        await until_statistics(pool, lambda s: s.calls_queued > 0)
+        assert not deadlines._deadlines
         gate.touch()
-        assert await collect(values) == [0, 2, 4]
+        await support.until(lambda: received)
+        await until_statistics(pool, quiet)
+        assert not deadlines._deadlines
+        assert await collect(values) == [2, 4]
 
 
 # --- progress -----------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -38,9 +39,22 @@ FORCEFUL = StopPolicy(grace=0.05, exit_timeout=0.05)
 """For what nothing but force ends."""
 
 
+def wait_for_threads() -> None:
+    """Wait until the threads that send and receive have nothing left to do for other tests.
+
+    One that is at what was given up has another in its place meanwhile.
+    """
+    threads = runtime().picklers
+    deadline = time.monotonic() + TIMEOUT
+    while threads._idle < threads._threads or threads._threads > threads._limit:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
 @contextlib.contextmanager
 def busy_threads() -> Iterator[Callable[[], None]]:
     """Have the threads that send and receive do nothing until the function is called."""
+    wait_for_threads()
     threads = runtime().picklers
     release = threading.Event()
     running = [threading.Event() for _ in range(threads._limit)]
@@ -315,6 +329,7 @@ async def test_argument_is_larger_than_the_memory_limit() -> None:
 async def test_no_thread_waits_for_workers_that_take_nothing() -> None:
     """However many they are; and they go on when they are ready."""
     lengths: list[int] = []
+    wait_for_threads()
     with anyio.fail_after(TIMEOUT):
         async with open_pool(4, min_workers=4, stop=PATIENT) as pool, open_pool(1) as other:
             assert await other.run(targets.add, 1) == 1
