@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import faulthandler
 import gc
+import math
 import multiprocessing
 import os
 import signal
@@ -12,6 +13,7 @@ import sys
 import tempfile
 import threading
 import time
+import types
 import zlib
 from collections import Counter
 from collections.abc import Generator, Iterator
@@ -21,12 +23,14 @@ from types import FrameType
 import anyio
 import pytest
 import pytest_timeout
+from hypothesis import HealthCheck, settings
 from scripts import Program
-from support import NOT_OURS, START_METHODS, Announcements, double, sockets_and_pipes
+from support import NOT_OURS, START_METHODS, Announcements, Timeouts, double, sockets_and_pipes
 
 import creche
 from creche._hub._sources import open_hub
 from creche._leftovers import Inventory, mark_children
+from creche._pool import _process_pool, _scheduler
 
 mark_children()  # whoever is started from here on is the tests', whatever becomes of its parent
 
@@ -38,6 +42,10 @@ _config["semprefix"] = f"/{_SEMAPHORES}"
 
 # The connections of whoever runs these tests: pytest's own and those of its workers.
 os.environ[NOT_OURS] = " ".join(sockets_and_pipes().values())
+
+# Other processes keep the machine busy meanwhile.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 BACKENDS = ("asyncio", "trio")
 
@@ -132,6 +140,24 @@ def announcements(tmp_path: Path) -> Iterator[Announcements]:
     fifo = Announcements(tmp_path / "announcements")
     yield fifo
     fifo.close()
+
+
+@pytest.fixture
+def timeouts(monkeypatch: pytest.MonkeyPatch) -> Timeouts:
+    """Have timeouts of calls strike when something has happened, however long that takes."""
+    timeouts = Timeouts()
+    ours = types.SimpleNamespace(move_on_after=timeouts.move_on_after)
+    monkeypatch.setattr(_process_pool, "anyio", ours)
+    return timeouts
+
+
+@pytest.fixture
+def no_worker_is_deaf(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take no worker for one that was stopped by a signal, however long it waits for a CPU.
+
+    Or else it would be replaced, if it had calls that another one could run.
+    """
+    monkeypatch.setattr(_scheduler, "_DEAF_SECONDS", math.inf)
 
 
 @pytest.fixture

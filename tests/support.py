@@ -158,6 +158,23 @@ async def until_statistics(
     return statistics
 
 
+class Timeouts:
+    """The timeouts of calls of pools, long ones, which are over as soon as a test says so."""
+
+    def __init__(self) -> None:
+        self._scopes: list[anyio.CancelScope] = []
+
+    def move_on_after(self, seconds: float) -> anyio.CancelScope:
+        self._scopes.append(anyio.move_on_after(seconds))
+        return self._scopes[-1]
+
+    def strike(self) -> None:
+        """The time of every call is over."""
+        assert self._scopes
+        for scope in self._scopes:
+            scope.deadline = anyio.current_time()
+
+
 def use_poller(poller: Any) -> Any:
     """Have the watcher, which has nothing to do just now, use another poller."""
     watcher = runtime().watcher

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import functools
+import math
 import multiprocessing
 import os
 import socket
@@ -239,6 +240,13 @@ def initialize(value: Any) -> None:
 async def initialize_async(value: Any) -> None:
     await is_loop_of_first_call()
     initialize(value)
+
+
+def answer_for_whole_chunks() -> None:
+    """Have this worker answer when a chunk is done, however long that takes it."""
+    from creche._pool import _chunk_run
+
+    _chunk_run._ANSWER_SECONDS = math.inf
 
 
 def recall() -> tuple[Any, int]:

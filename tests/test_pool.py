@@ -21,12 +21,12 @@ import cloudpickle
 import pytest
 import support
 import targets
-from support import TIMEOUT, Announcements, announce, until, until_statistics
+from support import TIMEOUT, Announcements, Timeouts, announce, until, until_statistics
 
 import creche
 from creche import PoolStatistics, ProcessPool, StopPolicy, open_pool
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("no_worker_is_deaf")]
 
 
 @pytest.fixture
@@ -508,15 +508,21 @@ async def test_timeout_that_does_not_run_out(timeout: float | None) -> None:
 
 
 @pytest.mark.parametrize("target", [targets.wait_for_ever, targets.wait_for_ever_async])
-async def test_timeout(target: Any, start_method: str, announcements: Announcements) -> None:
-    async with open_pool(1, min_workers=1, start_method=start_method) as pool:
-        (worker,) = pool.statistics().workers
-        assert worker.pid is not None
-        with pytest.raises(creche.ProcessTimeout, match=r"its timeout of 0\.5 seconds") as caught:
-            await pool.run(target, announcements.path, timeout=0.5)
+async def test_timeout(
+    target: Any, start_method: str, announcements: Announcements, timeouts: Timeouts
+) -> None:
+    async def run() -> None:
+        with pytest.raises(creche.ProcessTimeout, match=r"its timeout of 99\.5 seconds") as caught:
+            await pool.run(target, announcements.path, timeout=99.5)
         assert isinstance(caught.value, TimeoutError)
         assert target.__name__ in str(caught.value)
-        assert support.wait_until_gone(worker.pid, 0)
+
+    async with open_pool(1, min_workers=1, start_method=start_method) as pool:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(run)
+            pid = await announcements.get_pid()
+            timeouts.strike()  # or else a worker that waits for a CPU would not have begun
+        assert support.wait_until_gone(pid, 0)
         assert await pool.run(targets.add, 1) == 1
         statistics = pool.statistics()
         assert (statistics.restarts, statistics.calls_cancelled) == (1, 1)
@@ -1176,18 +1182,22 @@ async def test_options_at_their_edges() -> None:
         await until_statistics(pool, lambda s: not s.workers)
 
 
-async def test_stop_policy(announcements: Announcements) -> None:
+async def test_stop_policy(announcements: Announcements, timeouts: Timeouts) -> None:
     """Without grace, nothing is asked."""
+
+    async def run() -> None:
+        with pytest.raises(creche.ProcessTimeout):
+            await pool.run(support.clean_up, announcements.path, timeout=2 * TIMEOUT)
+
     async with open_pool(1, stop=StopPolicy(grace=0)) as pool:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(pool.run, support.swallow_stop, announcements.path)
             pid = await announcements.get_pid()
             tasks.cancel_scope.cancel()
         assert support.wait_until_gone(pid, 0)
-        with contextlib.suppress(creche.ProcessTimeout):
-            await pool.run(support.clean_up, announcements.path, timeout=0.3)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(run)
+            await announcements.get_pid()
+            timeouts.strike()
         await pool.run(announce, announcements.path, "after")
-        lines = [await announcements.get()]
-        while lines[-1] != "after":
-            lines.append(await announcements.get())
-        assert "cleaned up" not in lines
+        assert await announcements.get() == "after"  # and nothing was cleaned up

@@ -11,6 +11,8 @@ import os
 import random
 import re
 import signal
+import threading
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,7 +23,7 @@ import channel_targets
 import psutil
 import pytest
 import support
-from support import TIMEOUT, Announcements, until
+from support import TIMEOUT, Announcements, Timeouts, until
 
 from creche import (
     ProcessDied,
@@ -36,6 +38,10 @@ from creche import (
     open_pool,
     run_in_process,
 )
+from creche._pool._calls import what_runs
+from creche._pool._channel import WorkerChannel
+from creche._pool._scheduler import _DEAF_SECONDS
+from creche._pool._worker import Worker
 
 pytestmark = pytest.mark.anyio
 
@@ -317,9 +323,9 @@ async def test_death_while_a_large_result_is_sent(
 
 
 async def learn(pool: ProcessPool, func: Callable[..., Any], *args: Any) -> None:
-    """Have the pool learn that a function takes no time."""
-    for _ in range(50):
-        await pool.run(func, *args)
+    """Have the pool take a function for a short one, even where it has to wait for a CPU."""
+    await pool.run(func, *args)
+    pool._engine.scheduler._seconds[what_runs(func)] = 1e-6
 
 
 async def test_death_with_calls_sent_ahead(lines: str, tmp_path: Path) -> None:
@@ -374,7 +380,8 @@ async def test_calls_sent_ahead_are_cancelled_behind_one_that_runs(
                     await pool.run(support.call, support.note, lines, number)
 
                 group.start_soon(run)
-                await until(lambda: pool.statistics().calls_running == 1)
+                while not pool.statistics().calls_running:  # and not a millisecond longer
+                    await anyio.lowlevel.checkpoint()
                 async with anyio.create_task_group() as behind:
                     for number in range(20):
                         behind.start_soon(run_behind, number)
@@ -453,7 +460,9 @@ async def test_many_crashes(lines: str) -> None:
 
 
 @pytest.mark.parametrize("way", ["timeout", "cancel"])
-async def test_worker_is_stopped_in_a_call(way: str, announcements: Announcements) -> None:
+async def test_worker_is_stopped_in_a_call(
+    way: str, announcements: Announcements, timeouts: Timeouts
+) -> None:
     with anyio.fail_after(TIMEOUT):
         async with open_pool(1, stop=FORCEFUL) as pool:
             pid = await pool.run(os.getpid)
@@ -465,11 +474,12 @@ async def test_worker_is_stopped_in_a_call(way: str, announcements: Announcement
 
                     async def run() -> None:
                         with pytest.raises(ProcessTimeout):
-                            await call(timeout=0.5)
+                            await call(timeout=2 * TIMEOUT)
 
                     group.start_soon(run)
                     assert await announcements.get_pid() == pid
                     os.kill(pid, signal.SIGSTOP)
+                    timeouts.strike()
             else:
                 async with anyio.create_task_group() as group:
                     group.start_soon(call)
@@ -482,20 +492,70 @@ async def test_worker_is_stopped_in_a_call(way: str, announcements: Announcement
 
 @pytest.mark.parametrize("way", ["timeout", "cancel"])
 @pytest.mark.parametrize("size", [0, 100_000, 8 * MEBIBYTE])
-async def test_worker_is_stopped_while_idle(way: str, size: int) -> None:
+async def test_worker_is_stopped_while_idle(way: str, size: int, timeouts: Timeouts) -> None:
     """The call that finds it so does not end; those after it are served."""
     with anyio.fail_after(TIMEOUT):
         async with open_pool(1, stop=FORCEFUL) as pool:
             pid = await pool.run(os.getpid)
+            (worker,) = pool._engine.scheduler.workforce.all
             os.kill(pid, signal.SIGSTOP)
-            if way == "timeout":
-                with pytest.raises(ProcessTimeout):
-                    await pool.run(len, bytes(size), timeout=0.3)
-            else:
-                with anyio.move_on_after(0.3):
-                    await pool.run(len, bytes(size))
-            with anyio.fail_after(TIMEOUT / 4):
-                await check_serves(pool)
+            async with anyio.create_task_group() as group:
+
+                async def run() -> None:
+                    if way == "timeout":
+                        with pytest.raises(ProcessTimeout):
+                            await pool.run(len, bytes(size), timeout=2 * TIMEOUT)
+                    else:
+                        await pool.run(len, bytes(size))
+
+                group.start_soon(run)
+                await until(lambda: worker.calls)
+                # Since it was sent the call, not since that was made: pickling takes its time.
+                await until(lambda: time.monotonic() - worker.begun > 1.2 * _DEAF_SECONDS)
+                if way == "timeout":
+                    timeouts.strike()
+                else:
+                    group.cancel_scope.cancel()
+            await check_serves(pool)
+
+
+async def test_cancelled_call_ends_when_the_pool_knows_of_its_worker(
+    announcements: Announcements, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not when the process has ended, which the event loop may hear of a moment later."""
+    stop, drain_dead = Worker.stop, WorkerChannel.drain_dead
+    go_on = threading.Event()
+
+    def stop_and_hold_up_the_loop(worker: Worker, *args: Any) -> None:
+        stop(worker, *args)
+        while not worker.handle.gone.is_set():
+            time.sleep(0.001)
+
+    def drain_late(channel: WorkerChannel, then: Callable[[], object]) -> None:
+        assert go_on.wait(TIMEOUT)  # the watcher
+        drain_dead(channel, then)
+
+    with anyio.fail_after(TIMEOUT):
+        async with open_pool(1, stop=PATIENT) as pool:
+            with monkeypatch.context() as patched:
+                patched.setattr(Worker, "stop", stop_and_hold_up_the_loop)
+                patched.setattr(WorkerChannel, "drain_dead", drain_late)
+                async with anyio.create_task_group() as group:
+
+                    async def run() -> None:
+                        await pool.run(
+                            support.announce_then, announcements.path, support.wait_for_ever
+                        )
+
+                    group.start_soon(run)
+                    await announcements.get_pid()
+                    group.cancel_scope.cancel()
+                    with anyio.CancelScope(shield=True):
+                        for _ in range(20):
+                            await anyio.lowlevel.checkpoint()
+                    go_on.set()
+                check_nothing_runs(pool)
+                assert pool.statistics().restarts == 1
 
 
 @pytest.mark.parametrize("calls", [0, 1, 3])

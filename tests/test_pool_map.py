@@ -31,7 +31,7 @@ from support import TIMEOUT, Announcements, until_statistics
 import creche
 from creche import ItemOutcome, ProcessMap, ProcessPool, StopPolicy, open_pool
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("no_worker_is_deaf")]
 
 CHUNKSIZES = pytest.mark.parametrize("chunksize", [1, 7, 100, "auto"])
 
@@ -125,7 +125,7 @@ async def test_all_values_at_once() -> None:
 
 
 async def test_batches_of_values() -> None:
-    async with open_pool(2) as pool:
+    async with open_pool(2, initializer=targets.answer_for_whole_chunks) as pool:
         batches = [batch async for batch in pool.map(support.double, range(1000)).batches()]
         assert all(batches)
         assert list(itertools.chain(*batches)) == list(range(0, 2000, 2))
@@ -300,7 +300,7 @@ async def test_values_that_take_long_to_pickle() -> None:
     """So long that the worker's time for a chunk is over when it has answered for a part of it."""
     async with open_pool(2) as pool:
         func = functools.partial(targets.become_slow, 2000)
-        with anyio.fail_after(TIMEOUT / 4):
+        with anyio.fail_after(TIMEOUT):
             assert await collect(pool.map(func, range(2010))) == list(range(2010))
 
 
@@ -810,58 +810,98 @@ async def test_stop_iteration_of_the_function(chunksize: Any) -> None:
                 assert outcome.value == outcome.item
 
 
+def strike(values: ProcessMap[Any], index: int) -> None:
+    """The time of an item, which travels alone, is over."""
+    deadlines: Any = values._run._deadlines
+    (chunk,) = (chunk for chunk in deadlines._deadlines if chunk.start == index)
+    deadlines.discard(chunk)
+    values._run._time_out(chunk)
+
+
 async def test_timeout_of_an_item(announcements: Announcements) -> None:
     func = functools.partial(targets.wait_if, 2, announcements.path)
-    async with open_pool(2, min_workers=2) as pool:
+    received: list[Any] = []
+
+    async def strike_when_it_runs(values: ProcessMap[Any]) -> None:
+        await announcements.get_pid()
+        strike(values, 2)
+
+    async with open_pool(2, min_workers=2) as pool, anyio.create_task_group() as tasks:
         before = {worker.pid for worker in pool.statistics().workers}
-        # The workers import the module of the function within that time as well.
-        outcomes = await collect(pool.map(func, range(6), timeout=4, on_error="yield"))
-        assert [outcome.index for outcome in outcomes] == list(range(6))
+        outcomes = pool.map(func, range(6), timeout=2 * TIMEOUT, on_error="yield")
+        tasks.start_soon(strike_when_it_runs, outcomes)
+        await collect_into(received, outcomes)
+        assert [outcome.index for outcome in received] == list(range(6))
         (stopped,) = before - {worker.pid for worker in pool.statistics().workers}
         assert stopped is not None
         assert support.wait_until_gone(stopped, 0)
-        for outcome in outcomes:
+        for outcome in received:
             if outcome.index == 2:
                 assert isinstance(outcome.exception, creche.ProcessTimeout)
                 assert "item 2" in str(outcome.exception)
-                assert "timeout of 4 seconds" in str(outcome.exception)
+                assert "timeout of 120 seconds" in str(outcome.exception)
             else:
                 assert outcome.value == outcome.item
         assert pool.statistics().restarts == 1
-        received: list[Any] = []
+        received.clear()
+        values = pool.map(func, range(6), timeout=2 * TIMEOUT)
+        tasks.start_soon(strike_when_it_runs, values)
         with pytest.raises(creche.ProcessTimeout, match="item 2"):
-            await collect_into(received, pool.map(func, range(6), timeout=4))
+            await collect_into(received, values)
         assert received == [0, 1]
 
 
-async def test_item_that_ends_as_its_time_is_over() -> None:
+async def test_timeout_of_an_item_strikes_by_itself() -> None:
+    """Whether or not its worker has begun it by then."""
+    async with open_pool(1) as pool:
+        outcomes = pool.map(time.sleep, [TIMEOUT], timeout=0.2, on_error="yield")
+        (outcome,) = await collect(outcomes)
+        assert isinstance(outcome.exception, creche.ProcessTimeout)
+        assert await pool.run(targets.add, 1) == 1
+
+
+async def test_item_that_ends_as_its_time_is_over(announcements: Announcements, gate: Path) -> None:
     """Its answer lies there when the loop, which was held up, comes to the timer: it counts."""
 
     async def hold_up() -> None:
-        await until_statistics(pool, lambda s: s.calls_running == 1)
-        time.sleep(1)
+        await announcements.get_pid()
+        assert pool._engine is not None
+        (worker,) = pool._engine.scheduler.workforce.all
+        gate.touch()
+        assert select.select([worker.channel.wire._sock], [], [], TIMEOUT)[0]
+        strike(outcomes, 0)
 
-    func = functools.partial(support.busy_for, 0.3)
+    func = functools.partial(targets.wait_for_file_if_item, 0, announcements.path, str(gate))
     with anyio.fail_after(TIMEOUT):
-        async with open_pool(1, min_workers=1) as pool, anyio.create_task_group() as tasks:
-            await pool.run(func, 1)
+        async with open_pool(1) as pool, anyio.create_task_group() as tasks:
+            outcomes = pool.map(func, range(3), timeout=2 * TIMEOUT, on_error="yield")
             tasks.start_soon(hold_up)
-            outcomes = await collect(pool.map(func, range(3), timeout=0.8, on_error="yield"))
-    assert [outcome.index for outcome in outcomes] == [0, 1, 2]
-    assert outcomes[0].value == 0
+            assert [outcome.value for outcome in await collect(outcomes)] == [0, 1, 2]
+            assert pool.statistics().restarts == 0
 
 
 async def test_timeout_does_not_count_the_wait_for_a_worker(
     announcements: Announcements, gate: Path
 ) -> None:
     """Nor what the consumer takes between two values."""
+    received: list[int] = []
+
+    async def receive() -> None:
+        received.extend(await take(values, 1))
+
     async with open_pool(1) as pool, anyio.create_task_group() as tasks:
         tasks.start_soon(pool.run, targets.wait_for_file, announcements.path, str(gate))
         await announcements.get_pid()
-        values = pool.map(support.double, range(3), timeout=TIMEOUT)
-        await until_statistics(pool, lambda s: s.calls_queued == 0 or s.calls_running == 1)
+        values = pool.map(support.double, range(3), timeout=2 * TIMEOUT)
+        deadlines: Any = values._run._deadlines
+        tasks.start_soon(receive)
+        await until_statistics(pool, lambda s: s.calls_queued > 0)
+        assert not deadlines._deadlines
         gate.touch()
-        assert await collect(values) == [0, 2, 4]
+        await support.until(lambda: received)
+        await until_statistics(pool, quiet)
+        assert not deadlines._deadlines
+        assert await collect(values) == [2, 4]
 
 
 # --- progress -----------------------------------------------------------------------------------

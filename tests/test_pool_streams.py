@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,7 +16,7 @@ import psutil
 import pytest
 import support
 import targets
-from support import TIMEOUT, Announcements, until
+from support import TIMEOUT, Announcements, Timeouts, until
 
 import creche
 from creche import ProcessDied, ProcessPool, ProcessTimeout, StopPolicy, open_pool
@@ -38,9 +39,22 @@ FORCEFUL = StopPolicy(grace=0.05, exit_timeout=0.05)
 """For what nothing but force ends."""
 
 
+def wait_for_threads() -> None:
+    """Wait until the threads that send and receive have nothing left to do for other tests.
+
+    One that is at what was given up has another in its place meanwhile.
+    """
+    threads = runtime().picklers
+    deadline = time.monotonic() + TIMEOUT
+    while threads._idle < threads._threads or threads._threads > threads._limit:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
 @contextlib.contextmanager
 def busy_threads() -> Iterator[Callable[[], None]]:
     """Have the threads that send and receive do nothing until the function is called."""
+    wait_for_threads()
     threads = runtime().picklers
     release = threading.Event()
     running = [threading.Event() for _ in range(threads._limit)]
@@ -62,6 +76,14 @@ def receiving(pool: ProcessPool) -> int:
     """How many answers are being sent by workers just now."""
     assert pool._engine is not None
     return sum(len(worker._streamed._streams) for worker in pool._engine.scheduler.workforce.all)
+
+
+def being_read(pool: ProcessPool) -> int:
+    """How many of these answers a thread waits for."""
+    assert pool._engine is not None
+    workers = pool._engine.scheduler.workforce.all
+    streams = [stream for worker in workers for stream in worker._streamed._streams]
+    return sum(stream._reader._in_use for stream in streams)
 
 
 def waiting_to_send(pool: ProcessPool) -> int:
@@ -176,7 +198,7 @@ async def test_workers_are_stopped_while_they_send() -> None:
             await until(lambda: threading.active_count() <= threads + 2)
 
 
-async def test_timeout_while_a_stopped_worker_sends() -> None:
+async def test_timeout_while_a_stopped_worker_sends(timeouts: Timeouts) -> None:
     with anyio.fail_after(TIMEOUT):
         async with open_pool(1, stop=FORCEFUL) as pool:
             pid = await pool.run(os.getpid)
@@ -185,13 +207,15 @@ async def test_timeout_while_a_stopped_worker_sends() -> None:
 
                     async def run() -> None:
                         with pytest.raises(ProcessTimeout):
-                            await pool.run(support.payload, SIZE, timeout=0.5)
+                            await pool.run(support.payload, SIZE, timeout=2 * TIMEOUT)
 
                     group.start_soon(run)
                     await until(lambda: receiving(pool))
                     os.kill(pid, signal.SIGSTOP)
                     await until(lambda: is_stopped(pid))
                     release()
+                    await until(lambda: being_read(pool))
+                    timeouts.strike()
     assert not psutil.pid_exists(pid)
 
 
@@ -265,7 +289,9 @@ async def test_argument_that_cannot_be_unpickled() -> None:
 
 
 @pytest.mark.parametrize("way", ["kill", "cancel", "timeout"])
-async def test_worker_does_not_take_its_argument(way: str, announcements: Announcements) -> None:
+async def test_worker_does_not_take_its_argument(
+    way: str, announcements: Announcements, timeouts: Timeouts
+) -> None:
     argument = [support.WaitsOnUnpickling(announcements.path), bytes(SIZE)]
     expected = {"kill": ProcessDied, "timeout": ProcessTimeout}.get(way, Exception)
     with anyio.fail_after(TIMEOUT):
@@ -274,16 +300,18 @@ async def test_worker_does_not_take_its_argument(way: str, announcements: Announ
 
                 async def run() -> None:
                     with pytest.raises(expected):
-                        await pool.run(len, argument, timeout=0.5 if way == "timeout" else None)
+                        seconds = 2 * TIMEOUT if way == "timeout" else None
+                        await pool.run(len, argument, timeout=seconds)
 
                 group.start_soon(run)
                 pid = await announcements.get_pid()
-                if way != "timeout":  # which may have come to pass before this looks
-                    await until(lambda: waiting_to_send(pool))
+                await until(lambda: waiting_to_send(pool))
                 if way == "kill":
                     os.kill(pid, signal.SIGKILL)
                 elif way == "cancel":
                     group.cancel_scope.cancel()
+                else:
+                    timeouts.strike()
             assert not psutil.pid_exists(pid)
             assert await pool.run(len, bytes(SIZE)) == SIZE
 
@@ -301,6 +329,7 @@ async def test_argument_is_larger_than_the_memory_limit() -> None:
 async def test_no_thread_waits_for_workers_that_take_nothing() -> None:
     """However many they are; and they go on when they are ready."""
     lengths: list[int] = []
+    wait_for_threads()
     with anyio.fail_after(TIMEOUT):
         async with open_pool(4, min_workers=4, stop=PATIENT) as pool, open_pool(1) as other:
             assert await other.run(targets.add, 1) == 1

@@ -20,7 +20,7 @@ import anyio
 import pytest
 import support
 import targets
-from support import TIMEOUT, Announcements, until_statistics
+from support import TIMEOUT, Announcements, Timeouts, until_statistics
 
 from creche import (
     ProcessDied,
@@ -107,7 +107,7 @@ def transport(
     assert closed
 
 
-pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("transport")]
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("transport", "no_worker_is_deaf")]
 
 
 def is_closed(channel: Any) -> bool:
@@ -417,13 +417,21 @@ async def test_cancel_at_any_moment() -> None:
                 assert await pool.run(support.double, number) == 2 * number
 
 
-@pytest.mark.parametrize("target", [support.wait_for_ever, support.wait_for_ever_async])
-async def test_timeout(target: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("target", [targets.wait_for_ever, targets.wait_for_ever_async])
+async def test_timeout(
+    target: Callable[..., Any], announcements: Announcements, timeouts: Timeouts
+) -> None:
     with anyio.fail_after(TIMEOUT):
         async with open_pool(1, stop=PATIENT) as pool:
-            pid = await pool.run(os.getpid)
-            with pytest.raises(ProcessTimeout, match=r"its timeout of 0\.2 seconds"):
-                await pool.run(target, timeout=0.2)
+            async with anyio.create_task_group() as group:
+
+                async def run() -> None:
+                    with pytest.raises(ProcessTimeout, match=r"its timeout of 99\.5 seconds"):
+                        await pool.run(target, announcements.path, timeout=99.5)
+
+                group.start_soon(run)
+                pid = await announcements.get_pid()
+                timeouts.strike()
             assert support.wait_until_gone(pid, 0)
             assert await pool.run(support.double, 21, timeout=TIMEOUT) == 42
             await check_serves(pool)

@@ -50,8 +50,7 @@ from creche._wire._messages import (
 from creche._wire._outcomes import Failure, Value
 from creche._wire._payloads import TooHeavyError, dump, load, loader
 
-# Other tests keep the machine busy meanwhile.
-RELAXED = settings(deadline=None, max_examples=50)
+RELAXED = settings(max_examples=50)
 
 # --- messages -----------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from .. import _failures
-from .._loops import EventLoop, post
+from .._loops import EventLoop, Latch, post
 from .._process import AsyncProcess
 from .._stop_policy import StopPolicy
 from .._wire._framing import BadFrameError, FrameKind
@@ -109,6 +109,8 @@ class Worker:
         self._garbage: BadFrameError | None = None
         self._messages: deque[Message] = deque()  # that came and are yet to be handled
         self._streamed = StreamedAnswers(jobs, self.stop)
+        # The process's own latch is set by the watcher, before the pool has heard of that.
+        self._gone = Latch()
 
     @property
     def handle(self) -> Any:
@@ -227,14 +229,15 @@ class Worker:
             self.handle.stop(self.handle.policy if policy is None else policy)
 
     async def wait_gone(self) -> None:
-        """Wait until the process has ended; :raises ProcessStuckError: if it does not."""
-        await self.handle.gone.wait()
+        """Wait until the process has ended, and the pool knows; :raises ProcessStuckError: if it
+        does not."""
+        await self._gone.wait()
         await self.handle.conversation.wait_over()
         self.handle.check_gone()
 
     def tell_gone(self, callback: Callable[[], object]) -> None:
         """Call back in the event loop of the pool when the process has ended."""
-        self.handle.gone.tell(callback, self._loop)
+        self._gone.tell(callback, self._loop)
 
     # --- what the worker says -------------------------------------------------------------------
 
@@ -398,6 +401,7 @@ class Worker:
             for call in running:
                 call.died(self._death(), begun_items if call is running[0] else 0)
         finally:
+            self._gone.set()
             self._streamed.worker_gone(self._death)
 
     def _death(self) -> BaseException:
