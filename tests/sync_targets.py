@@ -444,8 +444,8 @@ def own(*extra: Any) -> None:
         "barrier": sync.Barrier(2),
         "queue": sync.Queue[Any](1),
     }
-    creche.from_process.started(everything)
-    with limiter:
+    with limiter:  # before the parent can
+        creche.from_process.started(everything)
         wait_for_ever()
 
 
