@@ -314,11 +314,19 @@ async def test_a_blocking_wait_is_broken_off_when_its_process_is_stopped(
 async def test_two_full_channels_can_be_cancelled() -> None:
     """Both send and nobody receives: nothing but a cancellation gets them out of it."""
     here, there = create_duplex_channel[int](1)
-    with anyio.move_on_after(0.1) as scope:
-        async with open_nursery() as nursery:
+    ends = here.send_stream, here.receive_stream
+
+    async def send_for_ever() -> None:
+        while True:
+            await here.send(0)
+
+    with anyio.CancelScope() as scope:
+        async with open_nursery() as nursery, anyio.create_task_group() as tasks:
             nursery.start_soon(channel_targets.wait_for_ever_in, "send_sync", there, os.devnull)
-            while True:
-                await here.send(0)
+            tasks.start_soon(send_for_ever)
+            await support.until(lambda: all(end.statistics().current_buffer_used for end in ends))
+            scope.cancel()
+            await anyio.sleep_forever()
     assert scope.cancelled_caught
     here.close()
 
