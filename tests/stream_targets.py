@@ -100,9 +100,13 @@ def each(items: list[Any]) -> Iterator[Any]:
     yield from items
 
 
-def blocks(sizes: list[int]) -> Iterator[bytes]:
+def blocks(sizes: Iterable[int]) -> Iterator[bytes]:
     for i, size in enumerate(sizes):
         yield bytes([i % 251]) * size
+
+
+def blocks_for_ever(sizes: list[int]) -> Iterator[bytes]:
+    return blocks(itertools.cycle(sizes))
 
 
 def large_objects(number: int) -> Iterator[list[dict[str, int]]]:

@@ -145,6 +145,11 @@ def killed_in_vain(process: Any) -> Iterator[None]:
         yield
 
 
+def time_out(process: Any) -> None:
+    """Have the time of a process be over, whatever its timer says."""
+    runtime().watcher.call_soon(process._handle._on_timeout)
+
+
 async def until_statistics(
     pool: ProcessPool, condition: Callable[[PoolStatistics], bool]
 ) -> PoolStatistics:

@@ -13,6 +13,7 @@ import random
 import signal
 import threading
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -173,12 +174,19 @@ def _unpickle_when_let_go(padding: bytes) -> int:
     return len(padding)
 
 
-async def cancel_natively_while_unpickling(queue: sync.Queue[Any]) -> None:
-    """Get a :class:`HeldUp`, and be cancelled by asyncio's own means meanwhile."""
+async def cancel_natively_while_unpickling(
+    queue: sync.Queue[Any], meanwhile: Callable[[], Awaitable[None]] | None = None
+) -> None:
+    """Get a :class:`HeldUp`, and be cancelled by asyncio's own means meanwhile.
+
+    :param meanwhile: what is awaited before the cancellation
+    """
     task = asyncio.create_task(queue.get())
     with anyio.fail_after(TIMEOUT):
         while not HeldUp.begun.is_set():
             await anyio.sleep(0.001)
+    if meanwhile is not None:
+        await meanwhile()
     task.cancel()
     try:
         await task
@@ -297,10 +305,14 @@ def put_given(item: Any) -> int:
     return os.getpid()
 
 
-def with_limiter(limiter: sync.CapacityLimiter, path: str, seconds: float, _item: int) -> None:
+def with_limiter(
+    limiter: sync.CapacityLimiter, meeting: sync.Barrier, path: str, seconds: float, _item: int
+) -> None:
+    """Note down when this is allowed in, and leaves; it does not leave before another is there."""
     with limiter:
         append_line(path, "+")
-        time.sleep(seconds)
+        meeting.wait_sync(TIMEOUT)
+        time.sleep(seconds)  # in which too many would come
         append_line(path, "-")
 
 
@@ -432,8 +444,8 @@ def own(*extra: Any) -> None:
         "barrier": sync.Barrier(2),
         "queue": sync.Queue[Any](1),
     }
-    creche.from_process.started(everything)
-    with limiter:
+    with limiter:  # before the parent can
+        creche.from_process.started(everything)
         wait_for_ever()
 
 

@@ -497,6 +497,7 @@ def test_closing_an_end_wakes_its_threads(ends: Ends, full: bool) -> None:
     for thread in threads:
         thread.join(TIMEOUT)
     assert [type(error) for error in errors] == [anyio.ClosedResourceError] * 3
+    assert count_waiting(end) == 0
 
 
 @pytest.mark.parametrize("granted", [False, True])
@@ -674,6 +675,29 @@ async def test_one_end_in_two_event_loops(ends: Ends, anyio_backend_name: str) -
             send.close()
     await anyio.to_thread.run_sync(thread.join)
     assert sorted(received) == list(range(200))
+
+
+@only_packets
+async def test_end_is_closed_while_an_event_loop_begins_to_wait_for_it(ends: Ends) -> None:
+    """By another thread, at the moment at which it looks whether other loops still do."""
+    _, receive = ends
+    other_loop = object()
+
+    class OtherWait:
+        loop = other_loop
+
+        @property
+        def unused(self) -> bool:
+            receive.close()
+            return True
+
+        def end_from_anywhere(self) -> None:
+            pass
+
+    transport: Any = receive._transport
+    transport._loop_waits[other_loop] = OtherWait()
+    with anyio.fail_after(TIMEOUT), pytest.raises(anyio.ClosedResourceError):
+        await receive.receive()
 
 
 # --- between processes ----------------------------------------------------------------------------

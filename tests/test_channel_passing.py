@@ -28,6 +28,7 @@ from creche import (
     run_in_process,
     to_process,
 )
+from creche._wire import _handing_over
 
 __all__ = ["hub", "transport"]
 
@@ -42,6 +43,12 @@ def ends() -> Iterator[Ends]:
     yield send, receive
     send.close()
     receive.close()
+
+
+@pytest.fixture
+def patient_forks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a fork wait for whoever holds it up, even if that is stopped for a while."""
+    monkeypatch.setattr(_handing_over, "_PATIENCE", TIMEOUT)
 
 
 async def rest_of(receive: channel_targets.Receive) -> list[Any]:
@@ -136,7 +143,7 @@ async def test_pool_run(ends: Ends, method: str) -> None:
             assert items == list(range(start, start + 100))
             with pytest.raises(anyio.ClosedResourceError, match="handed over"):
                 one.send_nowait(1)
-    assert receive.statistics().open_send_streams == 1
+    await until(lambda: receive.statistics().open_send_streams == 1)
 
 
 async def test_pool_closes_its_copy_when_the_worker_has_its_own(ends: Ends) -> None:
@@ -236,7 +243,7 @@ async def test_items_of_a_map(ends: Ends) -> None:
         with anyio.fail_after(TIMEOUT):
             values = await pool.map(channel_targets.receive_one, ends_to_map)
     assert sorted(values) == [0, 1, 2, 3]
-    assert send.statistics().open_receive_streams == 1
+    await until(lambda: send.statistics().open_receive_streams == 1)
 
 
 async def test_function_of_a_map_can_carry_none(ends: Ends) -> None:
@@ -486,6 +493,7 @@ async def test_forked_children_keep_no_other_ends(ends: Ends, announcements: Ann
 
 
 @only_packets
+@pytest.mark.usefixtures("patient_forks")
 def test_fork_while_another_thread_is_at_it() -> None:
     """A fork keeps nothing of what is made, cloned, lent or closed just then."""
     over = threading.Event()
@@ -536,6 +544,7 @@ async def test_fork_keeps_no_large_item(ends: Ends) -> None:
             assert await receive.receive() == item
 
 
+@pytest.mark.usefixtures("patient_forks")
 async def test_children_that_are_forked_while_ends_are_made(ends: Ends) -> None:
     """Each is forked by a thread, while the event loop makes the next one's end."""
     send, receive = ends

@@ -179,7 +179,7 @@ async def test_streams_in_children_and_of_streams() -> None:
 
 
 async def test_it_is_an_object_stream() -> None:
-    async with open_stream(targets.count, 2) as items:
+    async with open_stream(targets.count, 2, stop=PATIENT) as items:
         assert isinstance(items, ObjectReceiveStream)
         assert aiter(items) is items
         assert await items.receive() == 0
@@ -202,7 +202,7 @@ async def test_it_is_an_object_stream() -> None:
 
 
 async def test_process() -> None:
-    async with open_stream(targets.one_then_wait, name="reader") as items:
+    async with open_stream(targets.one_then_wait, name="reader", stop=PATIENT) as items:
         assert items.process.name == "reader"
         assert isinstance(items.process.pid, int)
         assert items.process.is_alive()
@@ -417,7 +417,7 @@ async def test_cancelling_the_start(start_method: str) -> None:
 @pytest.mark.parametrize("number", [0, 1, 2500])
 async def test_errors_come_in_place(func: Callable[..., Any], number: int) -> None:
     received: list[int] = []
-    async with open_stream(func, number, targets.TargetError("why")) as items:
+    async with open_stream(func, number, targets.TargetError("why"), stop=PATIENT) as items:
         with pytest.raises(targets.TargetError, match="why") as raised:
             async for item in items:
                 received.append(item)  # noqa: PERF401
@@ -453,7 +453,7 @@ async def test_errors_of_the_function_itself() -> None:
 
 
 async def test_exit() -> None:
-    async with open_stream(targets.count_then_exit, 3, 7) as items:
+    async with open_stream(targets.count_then_exit, 3, 7, stop=PATIENT) as items:
         assert [await items.receive() for _ in range(3)] == [0, 1, 2]
         with pytest.raises(ProcessDied) as raised:
             await items.receive()
@@ -461,10 +461,15 @@ async def test_exit() -> None:
 
 
 async def test_timeout() -> None:
-    async with open_stream(targets.one_then_wait, timeout=0.2) as items:
+    async with open_stream(targets.one_then_wait, timeout=2 * TIMEOUT) as items:
         assert await items.receive() == 1
+        support.time_out(items.process)  # not before it has come so far
         with anyio.fail_after(TIMEOUT), pytest.raises(ProcessTimeout):
             await items.receive()
+    with anyio.fail_after(TIMEOUT), pytest.raises(ProcessTimeout):
+        async with open_stream(targets.one_then_wait, timeout=0.2) as items:
+            async for _ in items:
+                pass
 
 
 async def test_an_error_that_nobody_hears_of_is_the_process_s() -> None:
@@ -540,8 +545,12 @@ async def test_slow_unpickling_holds_up_nobody(tmp_path: Any) -> None:
     os.mkfifo(gate)
     async with open_stream(targets.slow_to_make, str(gate)) as items:
         assert await items.receive() == 1
-        with anyio.move_on_after(0.05) as scope:
-            await items.receive()
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as group:
+                group.start_soon(items.receive)
+                # Nobody else has it unpickled, and would open the gate for reading.
+                await support.until(lambda: items._receiver._unpickling)  # type: ignore[attr-defined]
+                scope.cancel()
         assert scope.cancelled_caught
         with pytest.raises(anyio.WouldBlock):
             items.receive_nowait()
@@ -662,7 +671,7 @@ async def test_public_names() -> None:
 
 async def test_output_of_the_generator(start_method: str) -> None:
     async with creche.open_stream(
-        targets.print_and_yield, 3, start_method=start_method, stdout="stream"
+        targets.print_and_yield, 3, start_method=start_method, stdout="stream", stop=PATIENT
     ) as items:
         assert [item async for item in items] == [0, 1, 2]
         assert items.process.stdout is not None

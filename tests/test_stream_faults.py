@@ -75,7 +75,8 @@ async def test_killed_at_any_moment(sizes: list[int]) -> None:
     """What arrives is whole and in order, and then comes the death."""
     chance = random.Random(0)
     for _ in range(15):
-        async with open_stream(targets.blocks, sizes * 100_000) as items:
+        # Without an end, which it might come to before the timer does.
+        async with open_stream(targets.blocks_for_ever, sizes) as items:
             number = 0
             async with anyio.create_task_group() as group:
                 pid = items.process.pid
@@ -110,7 +111,7 @@ async def test_hanging_at_exit() -> None:
 
 
 async def test_terminated_by_somebody() -> None:
-    async with open_stream(targets.one_then_wait) as items:
+    async with open_stream(targets.one_then_wait, stop=PATIENT) as items:
         assert await items.receive() == 1
         await items.process.terminate()
         with pytest.raises(ProcessDied) as raised:
@@ -173,12 +174,13 @@ async def test_a_stopped_process(func: Callable[[], Any], way: str) -> None:
 async def test_a_process_stopped_in_the_middle_of_an_item() -> None:
     with anyio.fail_after(TIMEOUT):
         async with open_stream(
-            targets.blocks, [50 * MEBIBYTE] * 10, stop=FORCEFUL, timeout=1.0
+            targets.blocks, [50 * MEBIBYTE] * 10, stop=FORCEFUL, timeout=2 * TIMEOUT
         ) as items:
             pid = items.process.pid
             assert pid is not None
             await items.receive()
             os.kill(pid, signal.SIGSTOP)
+            support.time_out(items.process)  # not before it has sent an item
             with pytest.raises(ProcessTimeout):
                 async for _ in items:
                     pass

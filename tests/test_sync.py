@@ -62,6 +62,17 @@ async def until(obj: Any, **expected: Any) -> None:
             await anyio.sleep(0.001)
 
 
+async def until_all_is_heard() -> None:
+    """Wait until the hub has heard all that processes have said which have ended, and their end.
+
+    It may hear of that when they are reaped.
+    """
+    hub_here = _sources.open_hub()
+    with anyio.fail_after(TIMEOUT):
+        while hub_here.clients:
+            await anyio.sleep(0.001)
+
+
 def pick(style: str, name: str) -> Any:
     """A target that comes in two styles."""
     return getattr(targets, name if style == "sync" else f"{name}_async")
@@ -115,6 +126,7 @@ async def test_lock_excludes_others(
         await targets.count_up_async(lock, str(path), 100)
         await anyio.to_thread.run_sync(targets.count_up, lock, str(path), 100)
     assert path.read_text() == "600"
+    await until_all_is_heard()
     assert await lock.statistics() == sync.LockStatistics(
         locked=False, holder=None, tasks_waiting=0, abandoned_by=None
     )
@@ -177,6 +189,7 @@ async def test_semaphore_is_released_by_others() -> None:
         await until(semaphore, tasks_waiting=1)
         await run_in_process(targets.call_method, semaphore, "release")
         await process.result()
+    await until_all_is_heard()
     assert await semaphore.statistics() == sync.SemaphoreStatistics(
         value=1, acquired=0, tasks_waiting=0
     )
@@ -223,9 +236,9 @@ async def test_release_for_a_waiter_that_is_cancelled_is_not_lost() -> None:
 
 
 async def test_limiter_bounds_all_processes(tmp_path: Path, anyio_backend: str) -> None:
-    limiter = sync.CapacityLimiter(2)
+    limiter, meeting = sync.CapacityLimiter(2), sync.Barrier(2)
     path = tmp_path / "entered"
-    run = functools.partial(targets.with_limiter, limiter, str(path), 0.01)
+    run = functools.partial(targets.with_limiter, limiter, meeting, str(path), 0.01)
     async with open_pool(4) as pool:
         await pool.map(run, range(12), chunksize=1)
     now, most = 0, 0
@@ -243,6 +256,7 @@ async def test_limiter_changes() -> None:
         limiter.set_total_tokens(1)
         await process.result()
         await run_in_process(targets.call_method, limiter, "set_total_tokens", math.inf)
+        await until(limiter, total_tokens=math.inf, borrowed_tokens=0)
         await limiter.acquire()
         found = await limiter.statistics()
         assert found == sync.CapacityLimiterStatistics(
@@ -399,6 +413,7 @@ async def test_timeouts(start_method: str) -> None:
         for obj, name in ((lock, "acquire_sync"), (event, "wait_sync"), (queue, "get_sync")):
             nursery.start_soon(targets.wait_times_out, obj, name)
             await anyio.to_thread.run_sync(targets.wait_times_out, obj, name)
+    await until_all_is_heard()
     for obj in (lock, event):
         assert (await obj.statistics()).tasks_waiting == 0
     await queue.put(1)
@@ -422,6 +437,7 @@ async def test_cancelled_requests_take_nothing(start_method: str) -> None:
         for obj, name in (*waits, (limiter, "acquire")):
             nursery.start_soon(targets.wait_cancelled, obj, name)
             group.start_soon(targets.wait_cancelled, obj, name)
+    await until_all_is_heard()
     for obj in (lock, event, barrier, limiter):
         assert (await obj.statistics()).tasks_waiting == 0
     await queue.put(1)

@@ -21,7 +21,8 @@ class _PacketTransport:
         self._end = end
         self.max_buffer_size: int = end.max_buffer_size
         self._loop_waits: dict[EventLoop, LoopWait] = {}
-        self._thread_wait: ThreadWait | None = None
+        # Not on demand: several threads may be the first.
+        self._thread_wait = ThreadWait(end)
 
     def statistics(self) -> tuple[int, int, int]:
         senders, receivers = self._end.open_ends()
@@ -47,9 +48,7 @@ class _PacketTransport:
         loop_waits, self._loop_waits = self._loop_waits, {}
         for loop_wait in loop_waits.values():
             loop_wait.end_from_anywhere()
-        thread_wait, self._thread_wait = self._thread_wait, None
-        if thread_wait is not None:
-            thread_wait.end()
+        self._thread_wait.end()
 
     def close(self) -> None:
         self._end.close()
@@ -65,17 +64,17 @@ class _PacketTransport:
     def forget_waits(self) -> None:
         for wait in self._loop_waits.values():
             wait.forget()
-        if self._thread_wait is not None:
-            self._thread_wait.forget()
+        self._thread_wait.forget()
 
     async def _wait_in_loop(self, check: Callable[[], object]) -> None:
         """Wait until it may be worth while to try again."""
         loop = current_loop()
         wait = self._loop_waits.get(loop)
         if wait is None:
-            for other in list(self._loop_waits.values()):
-                if other.unused:  # of a loop that has ended, perhaps
-                    del self._loop_waits[other.loop]
+            waits = self._loop_waits
+            for other in list(waits.values()):
+                # Of a loop that has ended, perhaps; and other threads may be faster.
+                if other.unused and waits.pop(other.loop, None) is not None:
                     other.end_from_anywhere()
             wait = self._loop_waits[loop] = LoopWait(loop, self._end)
             check()  # a thread that woke us before that has not been heard
@@ -83,8 +82,6 @@ class _PacketTransport:
 
     def _wait_in_thread(self, attempt: Callable[[], Any], timeout: float | None) -> Any:
         """Try until something comes of it; ``None`` when the time is over."""
-        if self._thread_wait is None:
-            self._thread_wait = ThreadWait(self._end)
         return self._thread_wait.wait(attempt, timeout)
 
 
