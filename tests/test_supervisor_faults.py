@@ -277,7 +277,9 @@ async def test_start_timeout_at_a_restart(tmp_path: Path) -> None:
     path.touch()
     with pytest.raises(ExceptionGroup) as caught:
         async with open_supervisor(intensity=2, period=60, backoff=AT_ONCE) as supervisor:
-            child = await supervisor.start(targets.start_while_exists, str(path), start_timeout=TIMEOUT)
+            child = await supervisor.start(
+                targets.start_while_exists, str(path), start_timeout=TIMEOUT
+            )
             path.unlink()
             engine: Any = supervisor._engine
             object.__setattr__(engine._specs[child], "start_timeout", 0.1)
