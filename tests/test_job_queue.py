@@ -168,13 +168,18 @@ def working(program: Program, *arguments: object) -> Any:
     return running(program, "job_queue.py", *arguments)
 
 
+def processes_of(store: Any) -> list[int]:
+    """The processes that run a job."""
+    return [int(owner.rpartition(":")[2]) for owner in store.owners()]
+
+
 def wait_until_running(store: Any, count: int = 1) -> list[int]:
     """Wait until so many jobs run; return the processes that run them."""
     deadline = time.monotonic() + TIMEOUT
-    while len(owners := store.owners()) < count:
+    while len(found := processes_of(store)) < count:
         assert time.monotonic() < deadline, store.counts()
         time.sleep(0.005)
-    return [int(owner.rpartition(":")[2]) for owner in owners]
+    return found
 
 
 def shorten(store: Any) -> None:
@@ -314,8 +319,9 @@ def test_chaos(program: Program, jobs: Any, backend: str, lives: int) -> None:
         with working(program, *arguments):
             kills = dice.randrange(1, 10)
             while kills > 0:
-                queued += keep_busy(jobs, 30, dice)
-                kills -= kill(dice.choice(wait_until_running(jobs))) is not None
+                queued += keep_busy(jobs, 30, dice)  # they may all be done by the next line
+                if at_work := processes_of(jobs):
+                    kills -= kill(dice.choice(at_work)) is not None
                 time.sleep(dice.uniform(0, 0.1))
             # Left by killing the parent.
     run(program, "--backend", backend, *arguments[2:], "--until-empty")
