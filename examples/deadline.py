@@ -20,7 +20,7 @@ async def main() -> None:
         try:
             # C code does not hear a polite request, so there is no point in a long grace period.
             answer = await run_in_process(
-                matches, r"(a+)+", text, timeout=3.0, stop=StopPolicy(grace=0.1)
+                matches, r"(a+)+", text, timeout=6.0, stop=StopPolicy(grace=0.1)
             )
         except ProcessTimeout as error:
             print(f"{text[:8]}…  {error}")

@@ -410,8 +410,7 @@ def demonstrate(workers: int, backend: str) -> None:
 
 def kill_some_workers(process: subprocess.Popen[bytes], store: Store) -> None:
     for done in (4, 8, 12):
-        wait_for(store, done)
-        pid = int(random.choice(store.owners()).rpartition(":")[2])
+        pid = int(random.choice(wait_for(store, done)).rpartition(":")[2])
         print(f"--- killing process {pid}, which works on a job", flush=True)
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, FORCE)
@@ -420,9 +419,11 @@ def kill_some_workers(process: subprocess.Popen[bytes], store: Store) -> None:
     process.kill()
 
 
-def wait_for(store: Store, done: int) -> None:
-    while store.counts()["done"] < done or not store.owners():
+def wait_for(store: Store, done: int) -> list[str]:
+    """Wait until so many jobs are done; return who has others."""
+    while store.counts()["done"] < done or not (owners := store.owners()):
         time.sleep(0.01)
+    return owners
 
 
 def let_it_finish(process: subprocess.Popen[bytes], store: Store) -> None:

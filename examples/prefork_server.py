@@ -261,7 +261,7 @@ async def main(port: int, workers: int) -> None:
                         serve,
                         listener,
                         name=f"worker-{number}",
-                        health=Heartbeat(within=3 * HEARTBEAT),
+                        health=Heartbeat(within=5 * HEARTBEAT),
                     )
                 address = "{}:{}".format(*listener.getsockname())
                 print(f"process {os.getpid()} listens on http://{address}", flush=True)

@@ -41,6 +41,7 @@ class Page:
         self._session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.send(f"{domain}.enable")
+        self.send("Page.setLifecycleEventsEnabled", enabled=True)
 
     def send(self, method: str, **params: Any) -> Any:
         """Send a command and wait for what comes of it."""
@@ -57,24 +58,35 @@ class Page:
             raise RuntimeError(f"{method}: {answer['error']}")
         return answer["result"]
 
-    def wait_for(self, event: str) -> None:
-        while not any(seen.get("method") == event for seen in self.events):
+    def _load(self, url: str) -> None:
+        """Go there, and wait until that is loaded, and not what was to be loaded before."""
+        self.events.clear()
+        expected = {"name": "load", "loaderId": self.send("Page.navigate", url=url)["loaderId"]}
+        while not any(
+            seen.get("method") == "Page.lifecycleEvent"
+            and expected.items() <= seen["params"].items()
+            for seen in self.events
+        ):
             self.events.append(self._receive())
 
     def open(self, path: Path, fragment: str = "") -> None:
         """Open a file, and wait until it is loaded and drawn."""
-        self.events.clear()
         # A page of which just the fragment differs would not be loaded again.
-        self.send("Page.navigate", url="about:blank")
-        self.wait_for("Page.loadEventFired")
-        self.events.clear()
-        self.send("Page.navigate", url=f"{path.resolve().as_uri()}#{fragment}")
-        self.wait_for("Page.loadEventFired")
+        self._load("about:blank")
+        self._load(f"{path.resolve().as_uri()}#{fragment}")
         self.settle()
 
     def settle(self) -> None:
         """Wait until what was begun is drawn."""
         self.run("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+    def until(self, condition: str) -> None:
+        """Wait until a condition holds: what is seen may take any number of frames."""
+        deadline = time.monotonic() + TIMEOUT
+        while not self.run(condition):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"it never holds: {condition}")
+            time.sleep(0.01)
 
     def run(self, expression: str) -> Any:
         """Evaluate JavaScript; a promise is waited for."""

@@ -137,9 +137,7 @@ def pool_on(cluster: TestCluster, **options: Any) -> creche.cluster.ClusterPool:
     return creche.cluster.open_pool(scheduler_file=cluster.file, **options)
 
 
-async def check_retried(
-    cluster: TestCluster, path: Path, lose: Callable[[int], object], seconds: float
-) -> int:
+async def check_retried(cluster: TestCluster, path: Path, lose: Callable[[int], object]) -> int:
     """Check that a call is run again whose process is lost; return which that was."""
     values: list[int] = []
 
@@ -148,7 +146,7 @@ async def check_retried(
 
     async with pool_on(cluster, retries=1) as pool:
         await cluster.wait_for_workers(pool)
-        with anyio.fail_after(seconds):
+        with anyio.fail_after(TIMEOUT):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(call)
                 (pid,) = await pids_in(path)

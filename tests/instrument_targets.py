@@ -52,6 +52,11 @@ def announce_and_wait(path: str) -> None:
     wait_for_ever()
 
 
+def announce_and_wait_if_any(path: str | None) -> None:
+    if path is not None:
+        announce_and_wait(path)
+
+
 def ready_then_return(value: Any) -> Any:
     from_process.started("ready")
     return value
@@ -78,10 +83,6 @@ def at_random(seed: int) -> int:
         time.sleep(0.002)
         return seed
     die()
-
-
-def at_rest(seconds: float) -> None:
-    time.sleep(seconds)
 
 
 def initializer_that_fails() -> NoReturn:

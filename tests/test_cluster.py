@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import os
@@ -298,7 +299,12 @@ def test_timeout_of_an_item_that_is_sent_twice() -> None:
 async def test_timeout_of_items(cluster: TestCluster, tmp_path: Path) -> None:
     async with pool_on(cluster) as pool:
         outcomes = await pool.map(
-            sleep, [str(tmp_path / "pids")] * 2, [600, 0], timeout=0.5, on_error="yield"
+            # The second one has as much time: on a busy machine, that may be no moment.
+            sleep,
+            [str(tmp_path / "pids")] * 2,
+            [600, 0],
+            timeout=4,
+            on_error="yield",
         )
     assert isinstance(outcomes[0].exception, creche.ProcessTimeout)
     assert outcomes[1].exception is None
@@ -306,7 +312,7 @@ async def test_timeout_of_items(cluster: TestCluster, tmp_path: Path) -> None:
 
 async def test_cancellation(cluster: TestCluster, tmp_path: Path) -> None:
     path = tmp_path / "pids"
-    async with pool_on(cluster) as pool:
+    async with pool_on(cluster, stop=creche.StopPolicy(grace=TIMEOUT)) as pool:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(pool.run, sleep_and_clean_up, str(path))
             (pid,) = await pids_in(path)
@@ -344,8 +350,9 @@ async def test_timeout(cluster: TestCluster, tmp_path: Path) -> None:
         await pool.map(sleep, [str(tmp_path / "others")] * 4, [0.2] * 4, chunksize=1)
         with pytest.raises(creche.ProcessTimeout):
             await pool.run(sleep, str(path), timeout=1)
-        (pid,) = await pids_in(path)
-        assert not runs(pid)
+        # On a busy machine, it may not even have begun.
+        pids = await pids_in(path) if path.exists() else []
+        assert not any(map(runs, pids))
 
 
 async def test_leaving_by_an_error_stops_what_runs(cluster: TestCluster, tmp_path: Path) -> None:
@@ -392,7 +399,7 @@ async def test_logs(cluster: TestCluster) -> None:
     logger.addHandler(Handler())
     async with pool_on(cluster, logs=logger) as pool:
         await pool.run(log, "from afar")
-        with anyio.fail_after(30):
+        with anyio.fail_after(TIMEOUT):
             while not messages:
                 await anyio.sleep(0.01)
     assert messages == [("far", "from afar")]
@@ -543,7 +550,7 @@ async def test_what_cannot_travel(cluster: TestCluster, tmp_path: Path) -> None:
 async def test_addresses(cluster: TestCluster) -> None:
     async with pool_on(cluster) as pool:
         address = pool._engine._connection.address  # type: ignore[attr-defined]
-    async with open_pool(["tcp://127.0.0.1:1", address], connect_timeout=2) as pool:
+    async with open_pool(["tcp://127.0.0.1:1", address], connect_timeout=5) as pool:
         assert await pool.run(double, 2) == 4
     with distributed.Client(address, set_as_default=False) as client:
         async with open_pool(client) as pool:
@@ -580,8 +587,12 @@ async def test_cluster_of_its_own() -> None:
 @pytest.mark.parametrize("seconds", [0.0, 0.1, 0.4])
 async def test_cancelled_while_its_own_cluster_starts(seconds: float) -> None:
     def workers() -> set[int]:
-        children = psutil.Process().children()
-        return {child.pid for child in children if "spawn_main" in " ".join(child.cmdline())}
+        found = set()
+        for child in psutil.Process().children():
+            with contextlib.suppress(psutil.Error):  # it has just ended
+                if "spawn_main" in " ".join(child.cmdline()):
+                    found.add(child.pid)
+        return found
 
     before = workers()
     with anyio.move_on_after(seconds) as scope:

@@ -99,9 +99,7 @@ async def test_machine_that_is_cut_off(
 
 
 async def test_retries(cluster: TestCluster, far: list[Machine], tmp_path: Path) -> None:
-    pid = await check_retried(
-        cluster, tmp_path / "pids", lambda pid: machine_of(pid, far).unplug(), seconds=TIMEOUT
-    )
+    pid = await check_retried(cluster, tmp_path / "pids", lambda pid: machine_of(pid, far).unplug())
     await until_gone(pid, NOTICED_SECONDS)
 
 
@@ -128,7 +126,7 @@ async def test_short_break(cluster: TestCluster, far: list[Machine], tmp_path: P
 
 async def test_cancellation(cluster: TestCluster, far: list[Machine], tmp_path: Path) -> None:
     path = tmp_path / "pids"
-    async with pool_on(cluster) as pool:
+    async with pool_on(cluster, stop=creche.StopPolicy(grace=TIMEOUT)) as pool:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(pool.run, sleep_and_clean_up, str(path))
             (pid,) = await pids_in(path)
@@ -221,7 +219,7 @@ async def test_caller_that_is_lost(
         assert not home.runs(pid)
         if how == "killed":
             caller.kill()
-            await until_gone(pid, 20)
+            await until_gone(pid)
         else:
             home.unplug()
             await until_gone(pid, NOTICED_SECONDS)

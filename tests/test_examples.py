@@ -95,7 +95,7 @@ def test_survey_is_left_by_interrupt(backend: str) -> None:
 def test_deadline() -> None:
     output = run_example("deadline.py")
     assert "matches\n" in output
-    assert "was stopped after its timeout of 3 seconds" in output
+    assert "was stopped after its timeout of 6 seconds" in output
 
 
 def test_racing() -> None:

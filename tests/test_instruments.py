@@ -116,11 +116,15 @@ class Checker(Instrument):
     def check(self, *, open_processes: int = 0) -> None:
         """Everything that has begun has ended."""
         assert self.wrong == []
-        unended = [p for p in self.processes.values() if self.told[p.id][-1] != "exited"]
-        assert len(unended) == open_processes
+        assert self.open_processes == open_processes
         assert all(self.told[id][0] == "created" for id in self.processes)
         for id in self.calls:
             assert (self.told[id][0], self.told[id][-1]) == ("queued", "finished")
+
+    @property
+    def open_processes(self) -> int:
+        """How many processes have not ended."""
+        return sum(self.told[id][-1] != "exited" for id in self.processes)
 
     @property
     def only_process(self) -> ObservedProcess:
@@ -520,10 +524,20 @@ async def test_item_kills(checker: Checker) -> None:
     checker.check()
 
 
-async def test_item_times_out(checker: Checker) -> None:
-    async with open_pool(1) as pool:
-        sleeps: Any = pool.map(targets.at_rest, [0, 100, 0], timeout=1, on_error="yield")
-        outcomes = await sleeps
+async def test_item_times_out(checker: Checker, announcements: Announcements) -> None:
+    paths = [None, announcements.path, None]
+    options: Any = {"timeout": 2 * TIMEOUT, "on_error": "yield"}
+
+    async def time_out(waits: Any) -> None:
+        await announcements.get()
+        deadlines = waits._run._deadlines
+        deadlines._deadlines.update(dict.fromkeys(deadlines._deadlines, -math.inf))
+        deadlines._check()
+
+    async with open_pool(1) as pool, anyio.create_task_group() as tasks:
+        waits: Any = pool.map(targets.announce_and_wait_if_any, paths, **options)
+        tasks.start_soon(time_out, waits)
+        outcomes = await waits
         assert [type(outcome.exception) for outcome in outcomes] == [
             type(None),
             ProcessTimeout,
@@ -538,6 +552,8 @@ async def test_map_left_early(checker: Checker) -> None:
         async with pool.map(targets.add, iter(int, 1)) as numbers:
             async for _ in numbers:
                 break
+        # A worker that was stopped is gone a moment before its pool hears of that.
+        await support.until(lambda: checker.open_processes == len(pool.statistics().workers))
         checker.check(open_processes=len(pool.statistics().workers))
     checker.check()
 

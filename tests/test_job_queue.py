@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import random
@@ -13,7 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -105,11 +106,17 @@ def test_what_fails_again_and_again_is_dead(store: Any, job_queue: ModuleType) -
     assert store.claim("a", 10) is None
 
 
-def test_what_failed_waits(store: Any) -> None:
+def test_what_failed_waits(
+    store: Any, job_queue: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time()
+    monkeypatch.setattr(job_queue, "time", SimpleNamespace(time=lambda: now))
     store.enqueue("sleep", 1)
     store.fail(store.claim("a", 10), "a", ValueError("no"))
     assert store.counts()["queued"] == 1
     assert store.claim("a", 10) is None
+    now += 1
+    assert store.claim("a", 10).attempt == 2
 
 
 def test_release_without_blame_is_no_attempt(store: Any, job_queue: ModuleType) -> None:
@@ -161,13 +168,23 @@ def working(program: Program, *arguments: object) -> Any:
     return running(program, "job_queue.py", *arguments)
 
 
+def processes_of(store: Any) -> list[int]:
+    """The processes that run a job."""
+    return [int(owner.rpartition(":")[2]) for owner in store.owners()]
+
+
 def wait_until_running(store: Any, count: int = 1) -> list[int]:
     """Wait until so many jobs run; return the processes that run them."""
     deadline = time.monotonic() + TIMEOUT
-    while len(owners := store.owners()) < count:
+    while len(found := processes_of(store)) < count:
         assert time.monotonic() < deadline, store.counts()
         time.sleep(0.005)
-    return [int(owner.rpartition(":")[2]) for owner in owners]
+    return found
+
+
+def shorten(store: Any) -> None:
+    """Have the next attempt of each job sleep no more: those that run have read for how long."""
+    store._database.execute("UPDATE jobs SET argument = '0'")
 
 
 @pytest.fixture
@@ -181,7 +198,9 @@ def jobs(job_queue: ModuleType, program: Program) -> Iterator[Any]:
 def test_demonstration(program: Program) -> None:
     output = run(program)
     assert output.count("--- killing process") == 4
-    assert output.count(" was killed by SIGKILL; released: job ") == 3
+    # One may be killed between two jobs; and the parent before it has heard of the last one.
+    assert output.count(" was killed by SIGKILL; released: ") in (2, 3)
+    assert " was killed by SIGKILL; released: job " in output
     assert "all workers died; released: job " in output
     assert output.count("ended with exit code 3 and without a result; released: job 44") == 3
     assert "queued: 0  running: 0  done: 42  dead: 2\n" in output
@@ -200,13 +219,17 @@ def test_commands(program: Program) -> None:
 
 @linux_only
 def test_stop_lets_jobs_be_finished(program: Program, jobs: Any, backend: str) -> None:
-    jobs.enqueue("sleep", *[0.5] * 10)
+    jobs.enqueue("sleep", *[0.5] * 100)
     with working(program, "--backend", backend, "work", "--workers", 2) as workers:
         wait_until_running(jobs, 2)
         workers.kill(signal.SIGTERM)
         assert workers.wait() == 0, workers.output
-    assert jobs.counts() == {"queued": 8, "running": 0, "done": 2, "dead": 0}
-    assert jobs.ledger() == (2, 2)
+    # Whatever was begun before they heard of it is finished; nothing was given up.
+    done = jobs.counts()["done"]
+    assert 2 <= done < 100
+    assert jobs.counts() == {"queued": 100 - done, "running": 0, "done": done, "dead": 0}
+    assert jobs.ledger() == (done, done)
+    assert not jobs._database.execute("SELECT * FROM jobs WHERE error IS NOT NULL").fetchall()
 
 
 @linux_only
@@ -223,9 +246,10 @@ def test_what_takes_too_long_to_be_finished_goes_back(program: Program, jobs: An
 
 @linux_only
 def test_job_of_a_killed_worker_runs_again_at_once(program: Program, jobs: Any) -> None:
-    jobs.enqueue("sleep", 1)
+    jobs.enqueue("sleep", 600)
     with working(program, "work", "--until-empty", "--workers", 2, "--lease", 1000) as workers:
         (pid,) = wait_until_running(jobs)
+        shorten(jobs)
         assert kill(pid)
         assert workers.wait() == 0, workers.output  # which a lease of 1,000 seconds would not allow
     assert "released: job 1" in workers.output
@@ -244,10 +268,12 @@ def test_job_that_takes_too_long_is_given_up(program: Program, jobs: Any, backen
 
 @linux_only
 def test_worker_that_is_stopped_loses_its_job(program: Program, jobs: Any) -> None:
-    jobs.enqueue("sleep", 0.5)
-    with working(program, "work", "--until-empty", "--workers", 1, "--lease", 1) as workers:
+    jobs.enqueue("sleep", 600)
+    with working(program, "work", "--until-empty", "--workers", 1, "--lease", 3) as workers:
         (pid,) = wait_until_running(jobs)
-        os.kill(pid, signal.SIGSTOP)
+        with contextlib.suppress(ProcessLookupError):  # where the lease was over before
+            os.kill(pid, signal.SIGSTOP)
+        shorten(jobs)
         assert workers.wait() == 0, workers.output
     assert "was killed by SIGKILL; released: job 1" in workers.output
     assert jobs.ledger() == (1, 1)
@@ -264,11 +290,12 @@ def test_one_at_a_time_works_on_a_file(program: Program) -> None:
 
 @linux_only
 def test_next_run_takes_over_what_died_with_the_last(program: Program, jobs: Any) -> None:
-    jobs.enqueue("sleep", *[1] * 3)
+    jobs.enqueue("sleep", *[600] * 3)
     with working(program, "work", "--workers", 3, "--lease", 1000) as workers:
         wait_until_running(jobs, 3)
         workers.kill(signal.SIGKILL)
         workers.wait()
+    shorten(jobs)
     assert jobs.counts() == {"queued": 0, "running": 3, "done": 0, "dead": 0}
     output = run(program, "work", "--until-empty", "--workers", 3)
     assert "all workers died; released: job 1, job 2, job 3" in output
@@ -292,8 +319,9 @@ def test_chaos(program: Program, jobs: Any, backend: str, lives: int) -> None:
         with working(program, *arguments):
             kills = dice.randrange(1, 10)
             while kills > 0:
-                queued += keep_busy(jobs, 30, dice)
-                kills -= kill(dice.choice(wait_until_running(jobs))) is not None
+                queued += keep_busy(jobs, 30, dice)  # they may all be done by the next line
+                if at_work := processes_of(jobs):
+                    kills -= kill(dice.choice(at_work)) is not None
                 time.sleep(dice.uniform(0, 0.1))
             # Left by killing the parent.
     run(program, "--backend", backend, *arguments[2:], "--until-empty")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import psutil
@@ -39,10 +40,10 @@ def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> object:
 
 LEAKS = """
 def test_process():
-    kept.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(9)"]))
+    kept.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(99)"]))
 
 def sleep():
-    time.sleep(9)
+    time.sleep(99)
 
 def test_multiprocessing():
     process = multiprocessing.get_context("spawn").Process(target=sleep, name="sleeper")
@@ -50,43 +51,43 @@ def test_multiprocessing():
     kept.append(process)
 
 def test_zombie():
-    process = subprocess.Popen([sys.executable, "-c", "pass"], stdout=subprocess.PIPE)
-    process.stdout.read()
-    process.stdout.close()
+    process = subprocess.Popen([sys.executable, "-c", "pass"])
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     kept.append(process)
 
 def test_orphan():
-    sleep = [sys.executable, "-c", "import time; time.sleep(9)", "orphan"]
+    sleep = [sys.executable, "-c", "import time; time.sleep(99)", "orphan", os.environ["ORPHAN"]]
     code = f"import subprocess; subprocess.Popen({sleep!r})"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 def test_thread():
-    threading.Thread(target=time.sleep, args=(9,), name="sleeper", daemon=True).start()
+    threading.Thread(target=time.sleep, args=(99,), name="sleeper", daemon=True).start()
 
 def test_descriptor(tmp_path):
     kept.append(open(tmp_path / "open.txt", "w"))
 
+segments = []
+
 def test_segment():
     segment = shared_memory.SharedMemory(create=True, size=10)
+    segments.append(segment)
     segment.close()
 
 @pytest.fixture(scope="module", autouse=True)
 def clean_up():
-    before = set(os.listdir("/dev/shm"))
     yield
     for process in kept[:-1]:
         process.kill()
         process.wait() if isinstance(process, subprocess.Popen) else process.join()
-    for name in set(os.listdir("/dev/shm")) - before:
-        if name.startswith("psm_"):
-            os.unlink(f"/dev/shm/{name}")
+    for segment in segments:  # and no other: somebody may be using that
+        segment.unlink()
 """
 
 MESSAGES = [
     r".*process \(pid \d+\): .*import time; time.sleep",
     r".*process 'sleeper' \(pid \d+\):",
     r".*process \(pid \d+\): a zombie: .* has ended, and nobody has waited for it",
-    r".*process \(pid \d+\): .*import time; time.sleep\(9\) orphan",
+    r".*process \(pid \d+\): .*import time; time.sleep\(99\) orphan",
     r".*thread 'sleeper' \(a daemon\)",
     r".*descriptor \d+ -> .*open\.txt",
     r".*shared memory /dev/shm/psm_",
@@ -94,13 +95,15 @@ MESSAGES = [
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="there is no /proc here")
-def test_leaks(run: object) -> None:
+def test_leaks(run: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = ["orphan", uuid.uuid4().hex]  # not that of another run
+    monkeypatch.setenv("ORPHAN", ours[1])
     result = run(LEAKS)  # type: ignore[operator]
     result.assert_outcomes(passed=len(MESSAGES), errors=len(MESSAGES))
     for message in MESSAGES:
         result.stdout.re_match_lines([r".*left behind:", message])
     for process in psutil.process_iter(["cmdline"]):
-        if process.info["cmdline"] and process.info["cmdline"][-1] == "orphan":
+        if (process.info["cmdline"] or [])[-2:] == ours:
             process.kill()
 
 
@@ -173,7 +176,7 @@ import threading, time
 import pytest
 
 def leave():
-    threading.Thread(target=time.sleep, args=(8,), daemon=True, name="sleeper").start()
+    threading.Thread(target=time.sleep, args=(99,), daemon=True, name="sleeper").start()
 
 @pytest.mark.creche_no_leaks(0.5)
 def test_with(creche_no_leaks):

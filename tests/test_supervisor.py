@@ -251,7 +251,7 @@ ENDS = ["returns", "exits", "exits with 3", "is killed", "raises"]
 async def test_permanent(how: str, tmp_path: Path) -> None:
     log = tmp_path / "log"
     with pytest.raises(ExceptionGroup) as caught:
-        async with open_supervisor(intensity=1, backoff=AT_ONCE) as supervisor:
+        async with open_supervisor(intensity=1, period=60, backoff=AT_ONCE) as supervisor:
             await supervisor.start(targets.end_in_order, str(log), how)
             await supervisor.wait()
     assert lines(log) == [how] * 2
@@ -265,7 +265,7 @@ async def test_transient(how: str, tmp_path: Path) -> None:
     log = tmp_path / "log"
     failures: list[BaseException] = []
     try:
-        async with open_supervisor(intensity=1, backoff=AT_ONCE) as supervisor:
+        async with open_supervisor(intensity=1, period=60, backoff=AT_ONCE) as supervisor:
             child = await supervisor.start(targets.end_in_order, str(log), how, restart="transient")
             await supervisor.wait()
             assert child.state is ChildState.ENDED
@@ -442,7 +442,7 @@ async def test_child_that_fails_at_each_restart(tmp_path: Path) -> None:
     """A start that fails counts as one more restart."""
     log = tmp_path / "log"
     with pytest.raises(ExceptionGroup) as caught:
-        async with open_supervisor(intensity=2, backoff=AT_ONCE) as supervisor:
+        async with open_supervisor(intensity=2, period=60, backoff=AT_ONCE) as supervisor:
             kill(await supervisor.start(targets.start_once, str(log)))
             await supervisor.wait()
     types = [type(failure) for failure in caught.value.exceptions]
@@ -849,7 +849,7 @@ def fail_when_told() -> None:
 
 
 async def test_statistics() -> None:
-    async with open_supervisor(name="root") as supervisor:
+    async with open_supervisor(name="root", period=60) as supervisor:
         child = await supervisor.start(targets.serve, name="child")
         events = supervisor.events()
         kill(child)

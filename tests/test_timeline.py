@@ -469,14 +469,12 @@ def test_search_in_a_browser(browser: Page, small: Timeline, tmp_path: Path) -> 
     browser.open(file)
     browser.press("/")
     browser.type("status:error")
-    browser.run("new Promise(done => setTimeout(done, 50))")
     wrong = sum(span.status == "error" for span in (*small.calls, *small.processes))
     assert wrong > 1
-    assert browser.run("document.getElementById('hits').textContent") == str(wrong)
+    browser.until(f"document.getElementById('hits').textContent == '{wrong}'")
     browser.press("Enter")
-    browser.settle()
-    assert browser.run("document.getElementById('hits').textContent") == f"1 of {wrong}"
-    assert browser.run("document.querySelector('aside .pill').textContent") == "error"
+    browser.until(f"document.getElementById('hits').textContent == '1 of {wrong}'")
+    browser.until("document.querySelector('aside .pill')?.textContent == 'error'")
     for text, count in (
         ("thumbnail killed", sum(
             c.status == "killed" and "thumbnail" in c.func for c in small.calls)),
@@ -494,11 +492,9 @@ def test_zoom_and_details_in_a_browser(browser: Page, small: Timeline, tmp_path:
     browser.open(file)
     whole = browser.run("creche.view.to - creche.view.from")
     browser.mouse("mouseWheel", 700, 400, deltaX=0, deltaY=-240)
-    browser.settle()
-    assert browser.run("creche.view.to - creche.view.from") < whole
+    browser.until(f"creche.view.to - creche.view.from < {0.99 * whole}")
     browser.press("f")
-    browser.run("new Promise(done => setTimeout(done, 400))")
-    assert browser.run("creche.view.to - creche.view.from") == pytest.approx(whole)
+    browser.until(f"Math.abs(creche.view.to - creche.view.from - {whole}) < 1e-6 * {whole}")
     # The bar of this call, as large as it gets, is under the pointer.
     assert span.started is not None
     assert span.finished is not None
@@ -509,15 +505,15 @@ def test_zoom_and_details_in_a_browser(browser: Page, small: Timeline, tmp_path:
     )
     x = browser.run("190 + (innerWidth - 190) / 2")
     browser.mouse("mouseMoved", x, y)
-    browser.settle()
-    assert "image file is truncated" in browser.run("document.getElementById('tooltip').innerText")
+    tooltip = "document.getElementById('tooltip').innerText"
+    browser.until(f"{tooltip}.includes('image file is truncated')")
     browser.click(x, y)
-    browser.settle()
+    browser.until("!document.getElementById('details').hidden")
     details = browser.run("document.getElementById('details').innerText")
     assert span.func in details
     assert "ValueError: image file is truncated" in details
     browser.press("Escape")
-    assert browser.run("document.getElementById('details').hidden") is True
+    browser.until("document.getElementById('details').hidden")
     assert browser.complaints() == []
 
 
