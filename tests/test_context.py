@@ -100,12 +100,12 @@ def name_of(way: Any) -> str:
 
 @pytest.mark.usefixtures("carried")
 @pytest.mark.parametrize("way", WAYS, ids=name_of)
-@pytest.mark.parametrize("func", CONTEXTS, ids=name_of)
-async def test_values_travel(way: Any, func: Any) -> None:
+@pytest.mark.parametrize("function", CONTEXTS, ids=name_of)
+async def test_values_travel(way: Any, function: Any) -> None:
     request_id.set("r1")
-    assert await way(None, func) == ("r1", "nobody")
+    assert await way(None, function) == ("r1", "nobody")
     user.set("somebody")
-    assert await way(None, func) == ("r1", "somebody")
+    assert await way(None, function) == ("r1", "somebody")
 
 
 @pytest.mark.usefixtures("carried")
@@ -195,13 +195,13 @@ async def test_stopped_function_sees_them_to_its_end(
 
 
 @pytest.mark.usefixtures("carried")
-@pytest.mark.parametrize("func", [targets.wait_in_context, targets.wait_in_context_async])
-async def test_cancelled_call_of_a_pool(announcements: Announcements, func: Any) -> None:
+@pytest.mark.parametrize("function", [targets.wait_in_context, targets.wait_in_context_async])
+async def test_cancelled_call_of_a_pool(announcements: Announcements, function: Any) -> None:
     request_id.set("r1")
     async with open_pool(1, stop=creche.StopPolicy(grace=TIMEOUT)) as pool:
         with anyio.fail_after(TIMEOUT):
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(pool.run, func, announcements.path)
+                tasks.start_soon(pool.run, function, announcements.path)
                 assert await announcements.get() == "r1"
                 tasks.cancel_scope.cancel()
         assert await announcements.get() == "stopped r1"
@@ -385,8 +385,8 @@ def traced() -> Iterator[None]:
 
 @pytest.mark.usefixtures("traced")
 @pytest.mark.parametrize("way", WAYS, ids=name_of)
-@pytest.mark.parametrize("func", [targets.trace_ids, targets.trace_ids_async], ids=name_of)
-async def test_span_travels(way: Any, func: Any) -> None:
+@pytest.mark.parametrize("function", [targets.trace_ids, targets.trace_ids_async], ids=name_of)
+async def test_span_travels(way: Any, function: Any) -> None:
     from opentelemetry.sdk.trace import TracerProvider
 
     with TracerProvider().get_tracer("test").start_as_current_span("parent") as span:
@@ -396,7 +396,7 @@ async def test_span_travels(way: Any, func: Any) -> None:
                 values = await pool.map(targets.child_span, range(3))
             assert values == [(context.trace_id, context.span_id)] * 3
         else:
-            assert await way(None, func) == (context.trace_id, context.span_id)
+            assert await way(None, function) == (context.trace_id, context.span_id)
 
 
 @pytest.mark.usefixtures("traced")

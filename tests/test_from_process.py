@@ -461,10 +461,10 @@ async def _wait_for_result() -> str:
     return "not reached"
 
 
-@pytest.mark.parametrize("func", [_terminate, _wait_for_result])
-async def test_function_that_waits_for_the_process_that_called_it(func: Run) -> None:
+@pytest.mark.parametrize("function", [_terminate, _wait_for_result])
+async def test_function_that_waits_for_the_process_that_called_it(function: Run) -> None:
     process: AsyncProcess[Any] = AsyncProcess(
-        target=targets.run, args=(func,), timeout=None if func is _terminate else 0.3
+        target=targets.run, args=(function,), timeout=None if function is _terminate else 0.3
     )
     waited_for[:] = [process]
     with anyio.fail_after(TIMEOUT), pytest.raises((ProcessDied, ProcessTimeout)):

@@ -415,13 +415,13 @@ async def test_finalizer_runs_when_the_pool_is_closed(
 
 
 @pytest.mark.parametrize("finalizer", [announce, targets.announce_async])
-@pytest.mark.parametrize("func", [targets.add, targets.add_async])
+@pytest.mark.parametrize("function", [targets.add, targets.add_async])
 async def test_finalizer_needs_no_initializer(
-    finalizer: Any, func: Any, announcements: Announcements
+    finalizer: Any, function: Any, announcements: Announcements
 ) -> None:
     finalizer = functools.partial(finalizer, announcements.path, "finalized")
     async with open_pool(1, finalizer=finalizer) as pool:
-        assert await pool.run(func, 1) == 1
+        assert await pool.run(function, 1) == 1
     # The pool is closed: what was to be written has been.
     announce(announcements.path, "closed")
     assert await announcements.get() == "finalized"

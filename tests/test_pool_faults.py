@@ -970,7 +970,7 @@ LIMIT = 200 * MEBIBYTE
 
 
 @pytest.mark.parametrize(
-    ("func", "args"),
+    ("function", "args"),
     [
         (support.allocate, (1024 * MEBIBYTE,)),
         (support.allocate_array, (1024 * MEBIBYTE,)),
@@ -984,7 +984,7 @@ LIMIT = 200 * MEBIBYTE
 @pytest.mark.parametrize("way", ["run", "map"])
 async def test_memory_limit(
     way: str,
-    func: Callable[..., Any],
+    function: Callable[..., Any],
     args: tuple[Any, ...],
     announcements: Announcements,
     gate: str,
@@ -1001,15 +1001,15 @@ async def test_memory_limit(
                 group.start_soon(run_beside)
                 await announcements.get()
                 pid = await pool.run(os.getpid)
-                if func is support.payload:  # may just fit, where pickling takes no copy
+                if function is support.payload:  # may just fit, where pickling takes no copy
                     with contextlib.suppress(WorkerMemoryError):
-                        assert len(await pool.run(func, *args)) == args[0]
+                        assert len(await pool.run(function, *args)) == args[0]
                 else:
                     with pytest.raises(WorkerMemoryError, match=str(LIMIT)) as caught:
                         if way == "run":
-                            await pool.run(func, *args)
+                            await pool.run(function, *args)
                         else:
-                            async for _ in pool.map(func, *([arg] for arg in args)):
+                            async for _ in pool.map(function, *([arg] for arg in args)):
                                 pytest.fail("there is a value")
                     assert caught.value.limit == LIMIT
                     assert isinstance(caught.value, MemoryError)

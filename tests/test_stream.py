@@ -53,15 +53,15 @@ async def until_waiting_for_room(items: ProcessStream[Any]) -> None:
 
 
 @pytest.mark.either_backend
-@pytest.mark.parametrize("func", [targets.count, targets.count_async])
+@pytest.mark.parametrize("function", [targets.count, targets.count_async])
 @pytest.mark.parametrize("number", [0, 1, 1000, 5000])
-async def test_items(func: Callable[[int], Any], number: int, start_method: str) -> None:
-    async with open_stream(func, number, start_method=start_method) as items:
+async def test_items(function: Callable[[int], Any], number: int, start_method: str) -> None:
+    async with open_stream(function, number, start_method=start_method) as items:
         assert [item async for item in items] == list(range(number))
 
 
 @pytest.mark.parametrize(
-    "func",
+    "function",
     [
         targets.a_list,
         targets.an_iterable,
@@ -73,8 +73,8 @@ async def test_items(func: Callable[[int], Any], number: int, start_method: str)
         functools.partial(targets.count),
     ],
 )
-async def test_any_function_that_gives_an_iterable(func: Callable[[int], Any]) -> None:
-    async with open_stream(func, 300) as items:
+async def test_any_function_that_gives_an_iterable(function: Callable[[int], Any]) -> None:
+    async with open_stream(function, 300) as items:
         assert [item async for item in items] == list(range(300))
 
 
@@ -213,11 +213,11 @@ async def test_process() -> None:
 
 
 @pytest.mark.parametrize(
-    "func", [targets.one_then_busy, targets.one_then_hold_the_gil, targets.one_then_wait]
+    "function", [targets.one_then_busy, targets.one_then_hold_the_gil, targets.one_then_wait]
 )
-async def test_a_lone_item_is_not_held_back(func: Callable[[], Any], start_method: str) -> None:
+async def test_a_lone_item_is_not_held_back(function: Callable[[], Any], start_method: str) -> None:
     stop = StopPolicy(grace=0)
-    async with open_stream(func, stop=stop, start_method=start_method) as items:
+    async with open_stream(function, stop=stop, start_method=start_method) as items:
         with anyio.fail_after(TIMEOUT):
             assert await items.receive() == 1
             with pytest.raises(anyio.WouldBlock):
@@ -253,12 +253,12 @@ async def test_receive_nowait() -> None:
 # --- how far it runs ahead ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("func", [targets.count_telling, targets.count_telling_async])
+@pytest.mark.parametrize("function", [targets.count_telling, targets.count_telling_async])
 @pytest.mark.parametrize("size", [1, 2, 10])
 async def test_the_generator_is_suspended(
-    func: Callable[[str], Any], size: int, announcements: Announcements
+    function: Callable[[str], Any], size: int, announcements: Announcements
 ) -> None:
-    async with open_stream(func, announcements.path, max_buffer_size=size) as items:
+    async with open_stream(function, announcements.path, max_buffer_size=size) as items:
         for number in range(size):
             assert await announcements.get() == str(number)
         for number in range(30):
@@ -288,8 +288,8 @@ async def test_a_slow_loop() -> None:
                 break
 
 
-@pytest.mark.parametrize("func", [targets.count_for_ever, targets.count_for_ever_async])
-async def test_other_tasks_run(func: Callable[[], Any]) -> None:
+@pytest.mark.parametrize("function", [targets.count_for_ever, targets.count_for_ever_async])
+async def test_other_tasks_run(function: Callable[[], Any]) -> None:
     """Though there is always an item."""
     ticks = 0
 
@@ -299,7 +299,7 @@ async def test_other_tasks_run(func: Callable[[], Any]) -> None:
             ticks += 1
             await anyio.lowlevel.checkpoint()
 
-    async with anyio.create_task_group() as group, open_stream(func) as items:
+    async with anyio.create_task_group() as group, open_stream(function) as items:
         group.start_soon(tick)
         async for item in items:
             if item == 20_000:
@@ -362,15 +362,15 @@ async def test_a_cancelled_large_item_comes_later() -> None:
 
 
 @pytest.mark.parametrize("number", [0, 10, 10_000])
-@pytest.mark.parametrize("func", [targets.clean_up, targets.clean_up_async])
+@pytest.mark.parametrize("function", [targets.clean_up, targets.clean_up_async])
 @pytest.mark.parametrize("way", ["break", "error", "cancel", "aclose"])
 async def test_leaving_early_runs_finally(
-    func: Callable[[str, int], Any], number: int, way: str, announcements: Announcements
+    function: Callable[[str, int], Any], number: int, way: str, announcements: Announcements
 ) -> None:
     """The generator waits by itself, or for room."""
     with contextlib.suppress(ZeroDivisionError):
         with anyio.CancelScope() as scope:
-            async with open_stream(func, announcements.path, number, stop=PATIENT) as items:
+            async with open_stream(function, announcements.path, number, stop=PATIENT) as items:
                 pid = await announcements.get_pid()
                 if number == 10_000:
                     assert await items.receive() == 0
@@ -413,11 +413,11 @@ async def test_cancelling_the_start(start_method: str) -> None:
 # --- ends -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("func", [targets.count_then_raise, targets.count_then_raise_async])
+@pytest.mark.parametrize("function", [targets.count_then_raise, targets.count_then_raise_async])
 @pytest.mark.parametrize("number", [0, 1, 2500])
-async def test_errors_come_in_place(func: Callable[..., Any], number: int) -> None:
+async def test_errors_come_in_place(function: Callable[..., Any], number: int) -> None:
     received: list[int] = []
-    async with open_stream(func, number, targets.TargetError("why"), stop=PATIENT) as items:
+    async with open_stream(function, number, targets.TargetError("why"), stop=PATIENT) as items:
         with pytest.raises(targets.TargetError, match="why") as raised:
             async for item in items:
                 received.append(item)  # noqa: PERF401
@@ -482,16 +482,16 @@ async def test_an_error_that_nobody_hears_of_is_the_process_s() -> None:
 
 
 @pytest.mark.parametrize(
-    "func", [targets.unpicklable_in_between, targets.unpicklable_in_between_async]
+    "function", [targets.unpicklable_in_between, targets.unpicklable_in_between_async]
 )
-async def test_the_generator_is_told_what_cannot_be_pickled(func: Callable[..., Any]) -> None:
-    async with open_stream(func, True) as items:
+async def test_the_generator_is_told_what_cannot_be_pickled(function: Callable[..., Any]) -> None:
+    async with open_stream(function, True) as items:
         first, told, last = [item async for item in items]
     assert (first, last) == (1, 2)
     assert "Unpicklable cannot be pickled" in told
     assert "this is not for you" in told
 
-    async with open_stream(func, False) as items:
+    async with open_stream(function, False) as items:
         assert await items.receive() == 1
         with pytest.raises(SerializationError, match="this is not for you") as raised:
             await items.receive()

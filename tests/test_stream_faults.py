@@ -154,13 +154,13 @@ def test_death_of_the_parent(program: Program, tmp_path: Path, anyio_backend: st
 
 
 @pytest.mark.parametrize(
-    "func", [targets.one_then_busy, targets.one_then_hold_the_gil, targets.one_then_wait]
+    "function", [targets.one_then_busy, targets.one_then_hold_the_gil, targets.one_then_wait]
 )
 @pytest.mark.parametrize("way", ["leave", "cancel"])
-async def test_a_stopped_process(func: Callable[[], Any], way: str) -> None:
+async def test_a_stopped_process(function: Callable[[], Any], way: str) -> None:
     """It gets SIGSTOP, and then a request to stop."""
     with anyio.fail_after(TIMEOUT), anyio.CancelScope() as scope:
-        async with open_stream(func, stop=FORCEFUL) as items:
+        async with open_stream(function, stop=FORCEFUL) as items:
             assert await items.receive() == 1
             pid = items.process.pid
             assert pid is not None

@@ -59,15 +59,15 @@ def parent_of(span: ReadableSpan) -> str | None:
     return None if span.parent is None else f"{span.parent.span_id:016x}"
 
 
-@pytest.mark.parametrize("func", [targets.span_ids, targets.span_ids_async])
-async def test_call(spans: Spans, func: object) -> None:
+@pytest.mark.parametrize("function", [targets.span_ids, targets.span_ids_async])
+async def test_call(spans: Spans, function: object) -> None:
     async with open_pool(1, name="tracers") as pool:
         with spans.tracer.start_as_current_span("parent") as parent:
-            inner = await pool.run(func)  # type: ignore[arg-type]
+            inner = await pool.run(function)  # type: ignore[arg-type]
         call, _ = spans.take()
         assert inner == ids(call)
         assert parent_of(call) == ids(parent)[1]  # type: ignore[arg-type]
-        assert call.name == f"instrument_targets.{func.__name__}"  # type: ignore[attr-defined]
+        assert call.name == f"instrument_targets.{function.__name__}"  # type: ignore[attr-defined]
         attributes = dict(call.attributes or {})
         assert attributes.pop("creche.seconds") is not None
         assert attributes == {
