@@ -51,8 +51,12 @@ def gate(tmp_path: Path) -> Path:
 
 
 def server_pid() -> int:
-    (server,) = creche.fork_server_statistics()
-    return server.pid
+    """Wait until there is one server: another may have been retired, and be about to end."""
+    deadline = time.monotonic() + TIMEOUT
+    while len(servers := creche.fork_server_statistics()) != 1:
+        assert time.monotonic() < deadline, servers
+        time.sleep(0.001)
+    return servers[0].pid
 
 
 def spare_of(server: int) -> int:
@@ -142,6 +146,23 @@ def test_server_killed_and_spare_stopped(context: Any) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(spare, signal.SIGCONT)
     assert wait_until_gone(spare)
+
+
+def test_server_that_takes_a_moment_to_end(context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is at the other end of its socket any more, and it is not asked once more."""
+    server = server_pid()
+    spare = spare_of(server)
+    kill(server)
+    assert wait_until_gone(spare)
+    has_ended = _server_process.ServerProcess.has_ended
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            _server_process.ServerProcess,
+            "has_ended",
+            lambda process: process.pid != server and has_ended(process),
+        )
+        assert value_of(context, abs, -3) == 3
+    assert server_pid() != server
 
 
 def test_exit_code_after_the_server(context: Any, announcements: Announcements, gate: Path) -> None:
@@ -533,6 +554,30 @@ if __name__ == "__mp_main__":
     os.register_at_fork(after_in_child=lambda: os._exit(5) if count() else None)
 """
 
+# The first fork is a trial of what the kernel tells, the second the first spare.
+GONE_BEFORE_IT_IS_WATCHED = """
+import contextlib
+forks = 0
+
+def before():
+    global forks
+    forks += 1
+
+def after_in_child():
+    if forks == 2:
+        os._exit(5)
+
+def after_in_parent():
+    if forks == 2:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(-1, 0)
+
+if __name__ == "__mp_main__":
+    os.register_at_fork(
+        before=before, after_in_child=after_in_child, after_in_parent=after_in_parent
+    )
+"""
+
 
 def run_attempts(
     program: Program, backend: str, head: str, failures: int, attempts: int
@@ -612,6 +657,12 @@ def test_spares_that_die_at_once(program: Program, anyio_backend: str, failures:
     )
     assert lines[len(errors) :] == [f"value: {number}" for number in range(len(errors), 6)]
     assert len(errors) <= failures // 2
+
+
+def test_spare_that_has_died_before_it_is_watched(program: Program, anyio_backend: str) -> None:
+    """The server, which cannot wait for its end, hears the next request nevertheless."""
+    lines = run_attempts(program, anyio_backend, GONE_BEFORE_IT_IS_WATCHED, 0, 2)
+    assert lines == ["value: 0", "value: 1"]
 
 
 def test_spares_that_always_die_at_once(program: Program, anyio_backend: str) -> None:
