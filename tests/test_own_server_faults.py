@@ -318,9 +318,13 @@ class Killer:
     ENOUGH = 3
     """How often it has to have done so."""
 
+    MOST_STOPS = 3
+    """How often it stops one for whoever waits: after ten such seconds it would count as hung."""
+
     def __init__(self, victim: str, number: int) -> None:
         self._victim = victim
         self._number = number
+        self._stops = 0
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self.kills = 0
@@ -338,6 +342,7 @@ class Killer:
         for turn in itertools.count():
             if turn >= least and self.kills >= self.ENOUGH:
                 return
+            self._stops = 0
             yield turn
 
     def _run(self) -> None:
@@ -348,14 +353,22 @@ class Killer:
                     self._attack(server.pid)
 
     def _attack(self, server: int) -> None:
-        if self._victim == "server":
-            os.kill(server, self._number)
-            self.kills += 1
-            return
-        for child in psutil.Process(server).children():
-            if os.getpgid(child.pid) == server:
-                os.kill(child.pid, self._number)
-                self.kills += 1
+        if self._victim == "spare":
+            for child in psutil.Process(server).children():
+                if os.getpgid(child.pid) == server:
+                    self._hit(child.pid)
+        elif self._number != signal.SIGSTOP:
+            self._hit(server)
+        elif (
+            self._stops < self.MOST_STOPS
+            and psutil.Process(server).status() != psutil.STATUS_STOPPED
+        ):
+            self._stops += 1
+            self._hit(server)
+
+    def _hit(self, pid: int) -> None:
+        os.kill(pid, self._number)
+        self.kills += 1
 
 
 def settle(context: Any) -> None:
