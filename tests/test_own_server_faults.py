@@ -25,7 +25,7 @@ import pytest
 import start_targets as targets
 import support
 from scripts import Program, Result
-from start_targets import value_of
+from start_targets import server_pid, value_of
 from support import TIMEOUT, Announcements, until, wait_until_gone
 
 import creche
@@ -48,15 +48,6 @@ def gate(tmp_path: Path) -> Path:
     path = tmp_path / "gate"
     os.mkfifo(path)
     return path
-
-
-def server_pid() -> int:
-    """Wait until there is one server: another may have been retired, and be about to end."""
-    deadline = time.monotonic() + TIMEOUT
-    while len(servers := creche.fork_server_statistics()) != 1:
-        assert time.monotonic() < deadline, servers
-        time.sleep(0.001)
-    return servers[0].pid
 
 
 def spare_of(server: int) -> int:
