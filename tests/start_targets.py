@@ -63,6 +63,15 @@ def value_of(context: Any, func: Callable[..., Any], *args: Any) -> Any:
     return value
 
 
+def server_pid() -> int:
+    """Wait until there is one server: another may have been retired, and be about to end."""
+    deadline = time.monotonic() + TIMEOUT
+    while len(servers := creche.fork_server_statistics()) != 1:
+        assert time.monotonic() < deadline, servers
+        time.sleep(0.001)
+    return servers[0].pid
+
+
 def nothing() -> None:
     pass
 

@@ -695,6 +695,10 @@ def hang_in_finalizer() -> str:
     return "hangs"
 
 
+def announce_at_exit_and_hang(path: str) -> None:
+    util.Finalize(None, announce_then, (path, wait_in_thread), exitpriority=1)
+
+
 def stop_in_finalizer() -> str:
     util.Finalize(None, os.kill, (os.getpid(), signal.SIGSTOP), exitpriority=1)
     return "stopped"

@@ -25,7 +25,7 @@ import pytest
 import start_targets as targets
 import support
 from scripts import Program, Result
-from start_targets import value_of
+from start_targets import server_pid, value_of
 from support import TIMEOUT, Announcements, until, wait_until_gone
 
 import creche
@@ -48,11 +48,6 @@ def gate(tmp_path: Path) -> Path:
     path = tmp_path / "gate"
     os.mkfifo(path)
     return path
-
-
-def server_pid() -> int:
-    (server,) = creche.fork_server_statistics()
-    return server.pid
 
 
 def spare_of(server: int) -> int:
@@ -142,6 +137,23 @@ def test_server_killed_and_spare_stopped(context: Any) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(spare, signal.SIGCONT)
     assert wait_until_gone(spare)
+
+
+def test_server_that_takes_a_moment_to_end(context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is at the other end of its socket any more, and it is not asked once more."""
+    server = server_pid()
+    spare = spare_of(server)
+    kill(server)
+    assert wait_until_gone(spare)
+    has_ended = _server_process.ServerProcess.has_ended
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            _server_process.ServerProcess,
+            "has_ended",
+            lambda process: process.pid != server and has_ended(process),
+        )
+        assert value_of(context, abs, -3) == 3
+    assert server_pid() != server
 
 
 def test_exit_code_after_the_server(context: Any, announcements: Announcements, gate: Path) -> None:
@@ -297,9 +309,13 @@ class Killer:
     ENOUGH = 3
     """How often it has to have done so."""
 
+    MOST_STOPS = 3
+    """How often it stops one for whoever waits: after ten such seconds it would count as hung."""
+
     def __init__(self, victim: str, number: int) -> None:
         self._victim = victim
         self._number = number
+        self._stops = 0
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self.kills = 0
@@ -317,6 +333,7 @@ class Killer:
         for turn in itertools.count():
             if turn >= least and self.kills >= self.ENOUGH:
                 return
+            self._stops = 0
             yield turn
 
     def _run(self) -> None:
@@ -327,14 +344,22 @@ class Killer:
                     self._attack(server.pid)
 
     def _attack(self, server: int) -> None:
-        if self._victim == "server":
-            os.kill(server, self._number)
-            self.kills += 1
-            return
-        for child in psutil.Process(server).children():
-            if os.getpgid(child.pid) == server:
-                os.kill(child.pid, self._number)
-                self.kills += 1
+        if self._victim == "spare":
+            for child in psutil.Process(server).children():
+                if os.getpgid(child.pid) == server:
+                    self._hit(child.pid)
+        elif self._number != signal.SIGSTOP:
+            self._hit(server)
+        elif (
+            self._stops < self.MOST_STOPS
+            and psutil.Process(server).status() != psutil.STATUS_STOPPED
+        ):
+            self._stops += 1
+            self._hit(server)
+
+    def _hit(self, pid: int) -> None:
+        os.kill(pid, self._number)
+        self.kills += 1
 
 
 def settle(context: Any) -> None:
@@ -533,6 +558,30 @@ if __name__ == "__mp_main__":
     os.register_at_fork(after_in_child=lambda: os._exit(5) if count() else None)
 """
 
+# The first fork is a trial of what the kernel tells, the second the first spare.
+GONE_BEFORE_IT_IS_WATCHED = """
+import contextlib
+forks = 0
+
+def before():
+    global forks
+    forks += 1
+
+def after_in_child():
+    if forks == 2:
+        os._exit(5)
+
+def after_in_parent():
+    if forks == 2:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(-1, 0)
+
+if __name__ == "__mp_main__":
+    os.register_at_fork(
+        before=before, after_in_child=after_in_child, after_in_parent=after_in_parent
+    )
+"""
+
 
 def run_attempts(
     program: Program, backend: str, head: str, failures: int, attempts: int
@@ -612,6 +661,12 @@ def test_spares_that_die_at_once(program: Program, anyio_backend: str, failures:
     )
     assert lines[len(errors) :] == [f"value: {number}" for number in range(len(errors), 6)]
     assert len(errors) <= failures // 2
+
+
+def test_spare_that_has_died_before_it_is_watched(program: Program, anyio_backend: str) -> None:
+    """The server, which cannot wait for its end, hears the next request nevertheless."""
+    lines = run_attempts(program, anyio_backend, GONE_BEFORE_IT_IS_WATCHED, 0, 2)
+    assert lines == ["value: 0", "value: 1"]
 
 
 def test_spares_that_always_die_at_once(program: Program, anyio_backend: str) -> None:

@@ -228,7 +228,8 @@ def test_handlers_at_forks_and_exits(program: Program) -> None:
     children = [found for found in events.values() if "function" in found]
     assert children == [["after_in_child", "function", "atexit-of-function"]] * 3
     (server,) = [found for found in events.values() if "before" in found]
-    assert server.count("before") == server.count("after_in_parent")
+    # At the end of the application it is killed, and may be making a spare just then.
+    assert server.count("before") - server.count("after_in_parent") in (0, 1)
     assert server.count("atexit-of-main") <= 1
     # The last spare, which nobody has asked for anything, and what the server tries something with.
     rest = [found for found in events.values() if found not in (application, server, *children)]
@@ -378,7 +379,8 @@ def test_application_is_killed(program: Program, how: str) -> None:
     ]
 
     async def main():
-        async with creche.open_nursery() as nursery:
+        patient = creche.StopPolicy(exit_timeout=600)
+        async with creche.open_nursery(stop=patient) as nursery:
             for target in TARGETS:
                 nursery.start_soon(support.announce_then, path, target)
             nursery.start_soon(hang_at_exit, path)

@@ -21,7 +21,7 @@ import anyio
 import pytest
 import start_targets as targets
 from scripts import Program
-from start_targets import value_of
+from start_targets import server_pid, value_of
 from support import TIMEOUT, Announcements, wait_until_gone
 
 import creche
@@ -319,9 +319,9 @@ async def test_large_surroundings(context: Any, monkeypatch: pytest.MonkeyPatch)
             value = await run_in_process(targets.lengths, *names)
             assert value == (300_007, [100_000, 100_000])
         # A new server is told of them, too.
-        (server,) = creche.fork_server_statistics()
-        os.kill(server.pid, signal.SIGKILL)
-        assert wait_until_gone(server.pid)
+        server = server_pid()
+        os.kill(server, signal.SIGKILL)
+        assert wait_until_gone(server)
         for _ in range(2):
             assert await run_in_process(targets.lengths, *names) == value
         assert value_of(context, targets.lengths, *names) == value

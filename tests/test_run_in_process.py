@@ -6,6 +6,7 @@ import inspect
 import math
 import os
 import pickle
+import threading
 from typing import Any
 
 import anyio
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import support
 import targets
-from support import Announcements
+from support import TIMEOUT, Announcements
 
 import creche
 from creche import run_in_process
@@ -60,7 +61,7 @@ async def test_timeout_that_does_not_run_out(timeout: float | None) -> None:
 
 
 async def test_timeout(start_method: str, announcements: Announcements) -> None:
-    with pytest.raises(creche.ProcessTimeout, match=r"after its timeout of 0\.5 seconds") as caught:
+    with pytest.raises(creche.ProcessTimeout, match=r"its timeout of 0\.5 seconds") as caught:
         await run_in_process(
             targets.wait_for_ever, announcements.path, timeout=0.5, start_method=start_method
         )
@@ -174,21 +175,34 @@ async def test_arrays(size: int) -> None:
         assert array[0] == 0
 
 
-async def test_loop_turns_while_a_large_result_arrives() -> None:
-    turns = 0
+unpickling, loop_turned = threading.Event(), threading.Event()
 
-    async def tick() -> None:
-        nonlocal turns
-        while True:
+
+def unpickle_while_the_loop_turns() -> None:
+    """In the parent: what is unpickled after the large part of the result."""
+    unpickling.set()
+    assert loop_turned.wait(TIMEOUT)
+
+
+def large_result(size: int) -> list[Any]:
+    return [bytes(size), support.LeavesOnUnpickling(unpickle_while_the_loop_turns)]
+
+
+async def test_loop_turns_while_a_large_result_arrives() -> None:
+    """It arrives only when the loop has turned meanwhile."""
+    unpickling.clear()
+    loop_turned.clear()
+
+    async def turn() -> None:
+        await support.until(unpickling.is_set)
+        for _ in range(10):
             await anyio.sleep(0)
-            turns += 1
+        loop_turned.set()
 
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(tick)
-        result = await run_in_process(support.payload, 64 * MIB)
-        tasks.cancel_scope.cancel()
-    assert len(result) == 64 * MIB
-    assert turns > 10
+        tasks.start_soon(turn)
+        data, _ = await run_in_process(large_result, 64 * MIB)
+    assert len(data) == 64 * MIB
 
 
 # --- the decorator ------------------------------------------------------------------------------

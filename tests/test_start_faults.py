@@ -8,12 +8,11 @@ import os
 import signal
 import threading
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import anyio
-import psutil
 import pytest
 import support
 from scripts import Program, Result
@@ -128,9 +127,12 @@ def test_main_fails_in_the_child(
 @pytest.mark.either_backend
 def test_main_hangs_in_the_child(program: Program, start_method: str, anyio_backend: str) -> None:
     head = 'if __name__ != "__main__":\n    threading.Event().wait()'
-    path = program.write(source(start_method, anyio_backend, head=head, timeout=0.5))
-    expected = "value: 3" if start_method == "fork" else "Process"
-    check_output(program.run(path), expected)
+    if start_method == "fork":
+        path = program.write(source(start_method, anyio_backend, head=head))
+        check_output(program.run(path), "value: 3")
+    else:
+        path = program.write(source(start_method, anyio_backend, head=head, timeout=0.5))
+        check_output(program.run(path), "Process")
 
 
 def test_killed_fork_server_is_not_replaced_for_whoever_gave_up(
@@ -448,6 +450,7 @@ async def test_child_of_a_child_goes_with_it(
             target=support.nested,
             args=(inner, support.announce_then, announcements.path, support.wait_for_ever),
             start_method=start_method,
+            stop=StopPolicy(grace=TIMEOUT),  # its own child may take as long as its own grace
         ) as outer:
             pid = await announcements.get_pid()
             if how == "kill":
@@ -504,17 +507,21 @@ def go(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def stopped_server(server_method: str) -> Any:
-    """A fork server that has been stopped, and is continued or killed afterwards.
+@contextlib.asynccontextmanager
+async def stopped_server(method: str) -> AsyncIterator[None]:
+    """Have the fork server stopped, and continued in the end, unless it was killed.
 
     With it its spare, which is in its process group, and would take one request more.
     """
-    pid = server_pid(server_method)
-    os.killpg(os.getpgid(pid), signal.SIGSTOP)
-    yield pid
-    if psutil.pid_exists(pid):
-        os.killpg(os.getpgid(pid), signal.SIGCONT)
+    # Another test may have killed the server, whose successor comes with the next start.
+    assert await run_in_process(support.double, 1, start_method=method) == 2
+    group = os.getpgid(server_pid(method))
+    os.killpg(group, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGCONT)
 
 
 async def kill_server(method: str) -> None:
@@ -690,21 +697,48 @@ async def test_cancel_after_server_was_stopped(
     assert support.wait_until_gone(pid, 1)
 
 
-async def test_timeout_while_server_is_stopped(server_method: str, stopped_server: int) -> None:
-    with anyio.fail_after(TIMEOUT):
-        with pytest.raises(ProcessTimeout, match=r"its timeout of 0\.2 seconds"):
-            await run_in_process(
-                support.double, 1, start_method=server_method, timeout=0.2, stop=BRIEF
-            )
-        assert await run_in_process(support.double, 2, start_method=server_method) == 4
+async def until_starting(process: AsyncProcess[Any]) -> None:
+    """Wait until the thread that starts processes is at it: a stop no longer forestalls that."""
+    await support.until(lambda: not process._handle._start_claim._left)
 
 
-async def test_cancel_while_server_is_stopped(server_method: str, stopped_server: int) -> None:
+async def test_timeout_while_server_is_stopped(server_method: str) -> None:
+    process = AsyncProcess[None](
+        target=support.wait_for_ever, start_method=server_method, timeout=2 * TIMEOUT, stop=BRIEF
+    )
+
+    async def time_out() -> None:
+        await until_starting(process)
+        runtime().watcher.call_soon(process._handle._on_timeout)
+
     with anyio.fail_after(TIMEOUT):
-        with anyio.move_on_after(0.2):
-            with contextlib.suppress(ProcessStuckError):
-                await run_in_process(support.double, 1, start_method=server_method, stop=BRIEF)
-        assert await run_in_process(support.double, 2, start_method=server_method) == 4
+        async with stopped_server(server_method):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(time_out)
+                with pytest.raises(ProcessTimeout, match="its timeout of 120 seconds"):
+                    await process.result()
+            assert await run_in_process(support.double, 2, start_method=server_method) == 4
+        await process.join()  # where the server was continued so early that there is one
+
+
+async def test_cancel_while_server_is_stopped(server_method: str) -> None:
+    process = AsyncProcess[None](
+        target=support.wait_for_ever, start_method=server_method, stop=BRIEF
+    )
+
+    async def cancel(scope: anyio.CancelScope) -> None:
+        await until_starting(process)
+        scope.cancel()
+
+    with anyio.fail_after(TIMEOUT):
+        async with stopped_server(server_method):
+            async with anyio.create_task_group() as tasks:
+                with anyio.CancelScope() as scope:
+                    tasks.start_soon(cancel, scope)
+                    with contextlib.suppress(ProcessStuckError):
+                        await process.result()
+            assert await run_in_process(support.double, 2, start_method=server_method) == 4
+        await process.join()
 
 
 async def test_without_waitid(
@@ -769,8 +803,8 @@ def hanging() -> Iterator[HangingStart]:
 
 async def test_kill_while_a_patient_stop_waits_for_the_start(hanging: HangingStart) -> None:
     process = AsyncProcess(
-        target=print,
-        args=(hanging,),
+        target=support.call_and_wait,  # or it might have ended before it is killed
+        args=(support.ignore, hanging),
         start_method="spawn",  # of which nothing is killed because it hangs
         stop=StopPolicy(grace=math.inf, kill_timeout=0.01),
     )

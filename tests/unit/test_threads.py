@@ -346,8 +346,10 @@ def test_poller_is_woken(poller: SelectorPoller) -> None:
     for _ in range(100_000):  # more than its pipe can take
         poller.wake()
     poller.poll(TIMEOUT)
-    threading.Timer(0.01, poller.wake).start()
+    timer = threading.Timer(0.01, poller.wake)
+    timer.start()
     poller.poll(TIMEOUT)
+    timer.join(TIMEOUT)  # it must not wake one that is closed
 
 
 @pytest.mark.parametrize("state", ProcessState)

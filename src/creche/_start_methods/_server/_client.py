@@ -195,6 +195,7 @@ class Server:
                 )
                 send(server.sock, request.pack())
             except (BrokenPipeError, ConnectionResetError):
+                server.dismiss()  # it may take a moment to end, and is not to be asked again
                 raise ServerDied("the fork server has died") from None
             finally:
                 os.close(servers_status)

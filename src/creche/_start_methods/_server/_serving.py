@@ -188,14 +188,14 @@ class _Server:
             finally:
                 os._exit(1)  # never back into the server's loop
         self._spare = pid
+        # Its end is all that is of interest, as the spare receives what comes.
+        self._poller.modify(self._requests, 0)
         try:
             self._end_of_spare = os.pidfd_open(pid)
         except ProcessLookupError:  # gone already
             self._lose_dead_spare()
         else:
             self._poller.register(self._end_of_spare, select.POLLIN)
-        # Its end is all that is of interest, as the spare receives what comes.
-        self._poller.modify(self._requests, 0)
 
     def _become_spare(self) -> None:
         be_spare(
