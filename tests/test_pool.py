@@ -103,6 +103,15 @@ async def test_special_exceptions(kind: type[BaseException], expected: type[Base
         assert await pool.run(os.getpid) == pid
 
 
+async def test_event_loop_of_a_worker_outlives_what_ends_others() -> None:
+    """Async functions share it, and what they have in it."""
+    async with open_pool(1) as pool:
+        assert await pool.run(targets.is_loop_of_first_call)
+        with pytest.raises(support.CustomBaseException):
+            await pool.run(support.raise_it_async, support.CustomBaseException())
+        assert await pool.run(targets.is_loop_of_first_call)
+
+
 async def test_what_cannot_be_pickled(start_method: str) -> None:
     async with open_pool(1, start_method=start_method) as pool:
         pid = await pool.run(os.getpid)

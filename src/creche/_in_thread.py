@@ -44,12 +44,12 @@ class ThreadJob:
 
         :raises Exception: what the work has raised
         """
-        return _take(await self.outcome())
+        return (await self.outcome()).take()
 
     def result_in_thread(self) -> Any:
         """Do the same in a thread without an event loop."""
         self._done.wait_in_thread(None)
-        return _take(self._outcome)
+        return self._outcome.take()
 
     def abandon(self) -> None:
         """Nobody wants the result."""
@@ -71,7 +71,7 @@ async def in_thread(threads: Callable[[], WorkerThreads], work: Callable[[], T])
 
     :raises Exception: what ``work`` raises
     """
-    result: T = _take(await outcome_in_thread(threads, work))
+    result: T = (await outcome_in_thread(threads, work)).take()
     return result
 
 
@@ -85,9 +85,3 @@ async def outcome_in_thread(
     except BaseException:
         job.abandon()
         raise
-
-
-def _take(outcome: Outcome) -> Any:
-    if isinstance(outcome, Failure):
-        raise outcome.exception
-    return outcome.take()

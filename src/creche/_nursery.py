@@ -180,9 +180,7 @@ class ProcessNursery:
         """
         process = self._make_process(func, args, name, timeout, stop, logs, stdout, stderr)
         outcome = await self._task_group.start(self._run_until_ready, process, name=process.name)
-        if isinstance(outcome, Failure):
-            raise outcome.exception
-        return outcome.value
+        return outcome.take()
 
     async def __aenter__(self) -> ProcessNursery:
         await self._task_group.__aenter__()

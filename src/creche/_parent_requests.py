@@ -28,7 +28,6 @@ from ._parent_connection import ParentConnection
 from ._platform import EagerReceiver
 from ._stop_request import StopListener
 from ._wire._framing import Frame, FrameKind
-from ._wire._outcomes import Failure
 from ._wire._payloads import TooHeavyError
 from ._wire._requests import (
     Message,
@@ -420,10 +419,7 @@ def parent_requests(connection: ParentConnection) -> Requests:
 
 
 def _outcome_of(message: Message) -> Any:
-    outcome = decode_reply(message)
-    if isinstance(outcome, Failure):
-        raise outcome.exception
-    return outcome.value
+    return decode_reply(message).take()
 
 
 def _interrupted() -> ProcessStateError:

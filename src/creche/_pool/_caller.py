@@ -13,6 +13,7 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from .._child import ChildContext
 from .._stop_request import StopRequested
+from .._wire._outcomes import Failure, Outcome, Value
 
 
 class Caller:
@@ -39,7 +40,7 @@ class Caller:
         """Call the function that cleans up, which a request to stop does not interrupt."""
         value = func()
         if inspect.iscoroutine(value):
-            self._open_portal().call(_await, value)
+            self._open_portal().call(_outcome_of, value).take()
 
     def await_value(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         """Run a coroutine in the event loop. A request to stop cancels it."""
@@ -55,12 +56,12 @@ class Caller:
         try:
             stop.cancellation = cancellation
             with stop.reacting(lambda: portal.start_task_soon(cancellation.request)):
-                stopped, value = portal.call(_await_in_scope, cancellation.scope, coroutine)
+                outcome = portal.call(_outcome_in_scope, cancellation.scope, coroutine)
         finally:
             stop.cancellation = None
-        if stopped:
+        if outcome is None:
             raise StopRequested
-        return value
+        return outcome.take()
 
     def _open_portal(self) -> BlockingPortal:
         if self._portal is None:
@@ -97,13 +98,20 @@ class _Cancellation:
                 self.scope.cancel()
 
 
-async def _await(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    return await coroutine
+async def _outcome_of(coroutine: Coroutine[Any, Any, Any]) -> Outcome:
+    """Await the coroutine. What would end the event loop, if it was raised there, is no exception
+    to that: the loop goes on, with what other functions have in it."""
+    try:
+        return Value(await coroutine)
+    except (Exception, anyio.get_cancelled_exc_class()):
+        raise
+    except BaseException as error:
+        return Failure(error)
 
 
-async def _await_in_scope(
+async def _outcome_in_scope(
     scope: anyio.CancelScope, coroutine: Coroutine[Any, Any, Any]
-) -> tuple[bool, Any]:
+) -> Outcome | None:
     with scope:
-        return False, await coroutine
-    return True, None
+        return await _outcome_of(coroutine)
+    return None

@@ -22,7 +22,7 @@ from .._process import AsyncProcess
 from .._run import name_after
 from .._runtime import runtime
 from .._stop_policy import StopPolicy
-from .._wire._outcomes import Call, Failure, Value, cannot_unpickle
+from .._wire._outcomes import Call, Failure, cannot_unpickle
 from ._link import StreamLink
 from ._receiver import Receiver
 from ._source import StreamProgram
@@ -253,7 +253,7 @@ class ProcessStream(ObjectReceiveStream[T_co]):
                 if self._handle.gone.is_set() and receiver.empty:
                     self._end()
                 raise anyio.WouldBlock
-        return self._value_of(outcome)
+        return outcome.take()  # type: ignore[no-any-return]
 
     async def aclose(self) -> None:
         """Stop the process, if it still runs, and wait until it is gone.
@@ -345,15 +345,10 @@ class ProcessStream(ObjectReceiveStream[T_co]):
         finally:
             self._receiving = False
         self._slice_end = monotonic() + _SLICE
-        return self._value_of(outcome)
+        return outcome.take()  # type: ignore[no-any-return]
 
     def _is_over(self) -> bool:
         return self._closed or self._handle.gone.is_set()
-
-    def _value_of(self, outcome: Value | Failure) -> T_co:
-        if isinstance(outcome, Failure):
-            raise outcome.exception
-        return outcome.take()  # type: ignore[no-any-return]
 
     def _end(self) -> None:
         """All that the process has sent was received: raise how it has ended."""

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 from .._errors import (
     ProcessDied,
@@ -45,6 +45,10 @@ class Failure:
     """There is no value, and this is why."""
 
     exception: BaseException
+
+    def take(self) -> NoReturn:
+        """Raise the exception, where there would be a value to take."""
+        raise self.exception
 
 
 Outcome = Value | Failure

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from .._parent_requests import Requests
-from .._wire._outcomes import Failure, cannot_pickle_request
+from .._wire._outcomes import cannot_pickle_request
 from .._wire._payloads import Serializer
 from ._answers import PickledFailure, PickledValue, load_outcome
 
@@ -53,7 +53,4 @@ class RelayedRequests:
             raise cannot_pickle_request(func, args, error) from error
 
     def _value_of(self, reply: PickledValue | PickledFailure) -> Any:
-        outcome = load_outcome(reply, self._serializer)
-        if isinstance(outcome, Failure):
-            raise outcome.exception
-        return outcome.value
+        return load_outcome(reply, self._serializer).take()

@@ -20,7 +20,7 @@ from .._hub._queue_state import QueueState
 from .._hub._shared import Shared
 from .._hub._waits import AsyncWait, ThreadWait, Wait
 from .._wire._framing import Section
-from .._wire._outcomes import Failure, Outcome, Value
+from .._wire._outcomes import Outcome, Value
 from ._statistics import QueueStatistics
 
 T = TypeVar("T")
@@ -163,8 +163,6 @@ class Queue(Shared, Generic[T]):
             raise
         with contextlib.suppress(anyio.BrokenResourceError):  # the item is here all the same
             source.tell(Op.GOT, wait.number, 0, [])
-        if isinstance(outcome, Failure):
-            raise outcome.exception
         return outcome.take()
 
     def close(self) -> None:
