@@ -254,21 +254,22 @@ async def begin(*_: object) -> None:
     noted.append("begun")
 
 
-async def give_up_what_is_being_unpickled(path: str, told: str, gate: str) -> None:
+async def give_up_what_is_being_unpickled(path: str, gate: str, give_up: str, end: str) -> None:
     async with anyio.create_task_group() as task_group:
         argument = UnpicklesWhenTold(path, gate), list(range(200_000))  # too heavy for the loop
         task_group.start_soon(from_process.arun, begin, argument)
-        await anyio.to_thread.run_sync(wait_until_told, told)
+        await anyio.to_thread.run_sync(wait_until_opened, give_up)
         # Or it is withdrawn by the thread that has sent it, which may come after what is next.
         await until(lambda: not requests_to_parent()._under_way)
         task_group.cancel_scope.cancel()
     await from_process.arun_sync(note, "given up")
     # Nothing is called on behalf of a process that has ended.
-    await anyio.to_thread.run_sync(wait_until_told, told)
+    await anyio.to_thread.run_sync(wait_until_opened, end)
 
 
-def wait_until_told(told: str) -> None:
-    with open(told):
+def wait_until_opened(gate: str) -> None:
+    """Wait until somebody opens this FIFO, too. To be used once: it may be open for a while."""
+    with open(gate, "rb"):
         pass
 
 

@@ -391,20 +391,20 @@ async def test_withdrawn_request(announcements: Announcements, run: Run) -> None
 async def test_request_that_is_withdrawn_while_it_is_unpickled(
     announcements: Announcements, tmp_path: Path
 ) -> None:
-    told, gate = str(tmp_path / "told"), str(tmp_path / "gate")
-    os.mkfifo(told)
-    os.mkfifo(gate)
+    gates = gate, give_up, end = [str(tmp_path / name) for name in ("gate", "give-up", "end")]
+    for fifo in gates:
+        os.mkfifo(fifo)
     target = targets.give_up_what_is_being_unpickled
-    async with AsyncProcess(target=target, args=(announcements.path, told, gate)) as process:
+    async with AsyncProcess(target=target, args=(announcements.path, *gates)) as process:
         assert await announcements.get() == "unpickling"
-        await anyio.to_thread.run_sync(_open_gate, told)
+        await anyio.to_thread.run_sync(_open_gate, give_up)
         await until(lambda: "given up" in targets.noted)
         await anyio.to_thread.run_sync(_open_gate, gate)
         picklers = runtime().picklers
         await until(lambda: picklers._idle == picklers._threads and not picklers._jobs)
         await anyio.wait_all_tasks_blocked()
         assert targets.noted == ["given up"]
-        await anyio.to_thread.run_sync(_open_gate, told)
+        await anyio.to_thread.run_sync(_open_gate, end)
         await process
 
 
