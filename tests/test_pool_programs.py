@@ -20,7 +20,7 @@ SOON = 10.0
 GUARD = 'if __name__ == "__main__":'
 
 MAIN = """
-import asyncio, contextlib, functools, gc, os, signal, sys, threading
+import asyncio, contextlib, functools, gc, os, pathlib, signal, sys, threading
 import anyio, creche, support
 from creche import to_process
 {head}
@@ -684,7 +684,7 @@ def test_fork_of_the_application(
             assert [value async for value in pool.map(support.double, range(3))] == [0, 2, 4]
             statistics = pool.statistics()
             assert statistics.restarts == 0 and statistics.workers_busy == 1
-            await anyio.to_thread.run_sync(functools.partial(open(gate, "w").write, ""))
+            await anyio.to_thread.run_sync(pathlib.Path(gate).write_text, "")
         print("pool was left", flush=True)
 
     def in_fork(pool):
