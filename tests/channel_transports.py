@@ -9,20 +9,13 @@ import pytest
 from creche._channel import _create
 from creche._channel._hub_transport import hub_transports
 from creche._channel._packet_transport import packet_transports
-from creche._hub._sources import open_hub
 from creche._platform import HAS_PACKET_SOCKETS
 
 TRANSPORTS = {"packets": packet_transports, "hub": hub_transports}
 
 
-@pytest.fixture(scope="session", autouse=True)
-def hub() -> None:
-    """Bring up what a process keeps once it has passed something on: that is not a leak."""
-    open_hub()
-
-
 @pytest.fixture(autouse=True, params=TRANSPORTS if HAS_PACKET_SOCKETS else ["hub"])
-def transport(hub: None, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """What channels that this process makes are made of."""
     monkeypatch.setattr(_create, "make_transports", TRANSPORTS[request.param])
     return str(request.param)

@@ -12,29 +12,18 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import anyio
+from talk_targets import echo_after
 
 import creche
-from creche import (
-    ChannelReceiveStream,
-    ChannelSendStream,
-    ChannelStream,
-    from_process,
-    sync,
-)
+from creche import ChannelSendStream, from_process, sync
 
 
 def start(value: int) -> None:
     from_process.started(value)
 
 
-async def echo(value: int) -> int:
-    await anyio.sleep(0)
-    return value
-
-
 def ask_parent(times: int) -> list[int]:
-    answers = [from_process.run(echo, number) for number in range(times)]
+    answers = [from_process.run(echo_after, 0, number) for number in range(times)]
     return [*answers, from_process.run_sync(len, bytes(300_000))]
 
 
@@ -43,11 +32,6 @@ def report_and_print(times: int) -> None:
         from_process.report(number, times)
         logging.getLogger(__name__).info("%d", number)
         print(number)
-
-
-def blocks(size: int, times: int) -> Iterator[bytes]:
-    for _ in range(times):
-        yield bytes(size)
 
 
 async def send_all(send: ChannelSendStream[Any], items: Iterable[Any]) -> None:
@@ -116,18 +100,6 @@ def generate_until_killed(number: int, path: str, sizes: list[int]) -> Iterator[
         yield bytes(size)
 
 
-def forward(receive: ChannelReceiveStream[Any], send: ChannelSendStream[Any]) -> None:
-    with receive, send:
-        for item in receive:
-            send.send_sync(item)
-
-
-def answer(end: ChannelStream[int, int]) -> None:
-    with end:
-        for number in end:
-            end.send_sync(2 * number)
-
-
 def use_all(
     lock: sync.Lock,
     semaphore: sync.Semaphore,
@@ -146,6 +118,6 @@ def use_all(
 
 async def ask_parent_async(times: int) -> None:
     for number in range(times):
-        assert await from_process.arun(echo, number) == number
+        assert await from_process.arun(echo_after, 0, number) == number
         assert await from_process.arun_sync(abs, -number) == number
     assert await from_process.arun_sync(len, bytes(300_000)) == 300_000

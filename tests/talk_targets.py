@@ -818,6 +818,5 @@ async def give_up_a_large_request(go: str) -> list[Any]:
         await anyio.wait_all_tasks_blocked()
         with open(go, "wb"):
             pass
-    requests: Any = _parent_requests.parent_requests(connection_to_parent())
-    await until(lambda: not requests._under_way)
+    await until(lambda: not requests_to_parent()._under_way)
     return results

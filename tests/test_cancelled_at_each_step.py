@@ -18,6 +18,7 @@ import support
 import sweep_targets as targets
 import trio
 from backends import in_asyncio
+from stream_targets import blocks
 from support import TIMEOUT
 
 import creche
@@ -93,8 +94,8 @@ async def progress_and_output() -> None:
 async def streams() -> None:
     async with open_stream(range, 100) as items:
         assert [item async for item in items] == list(range(100))
-    async with open_stream(targets.blocks, 3 * MEBIBYTE, 3) as blocks:
-        assert [len(block) async for block in blocks] == 3 * [3 * MEBIBYTE]
+    async with open_stream(blocks, 3 * [3 * MEBIBYTE]) as items:
+        assert [len(item) async for item in items] == 3 * [3 * MEBIBYTE]
 
 
 async def channels() -> None:

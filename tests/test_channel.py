@@ -15,7 +15,7 @@ import channel_targets
 import numpy as np
 import pytest
 from anyio.abc import ObjectReceiveStream, ObjectSendStream, ObjectStream
-from channel_transports import hub, only_hub, only_packets, transport
+from channel_transports import only_hub, only_packets, transport
 from support import TIMEOUT
 
 import creche
@@ -24,7 +24,7 @@ from creche._channel import _hub_transport, _waiting
 from creche._channel._hub_transport import _HubTransport
 from creche._hub._waits import ThreadWait
 
-__all__ = ["hub", "transport"]
+__all__ = ["transport"]
 
 pytestmark = pytest.mark.anyio
 

@@ -19,14 +19,14 @@ import channel_targets
 import pytest
 import support
 from backends import in_asyncio
-from channel_transports import hub, only_packets, transport
+from channel_transports import only_packets, transport
 from support import START_METHODS, TIMEOUT, Announcements, wait_until_gone
 from test_channel import count_waiting
 
 import creche
 from creche import StopPolicy, create_channel, create_duplex_channel, open_nursery, open_pool
 
-__all__ = ["hub", "transport"]
+__all__ = ["transport"]
 
 pytestmark = pytest.mark.anyio
 

@@ -13,7 +13,7 @@ from typing import Any
 import anyio
 import channel_targets
 import pytest
-from channel_transports import hub, only_packets, transport
+from channel_transports import only_packets, transport
 from support import START_METHODS, TIMEOUT, Announcements, open_descriptors, until
 from test_channel import count_waiting
 
@@ -30,7 +30,7 @@ from creche import (
 )
 from creche._wire import _handing_over
 
-__all__ = ["hub", "transport"]
+__all__ = ["transport"]
 
 pytestmark = pytest.mark.anyio
 

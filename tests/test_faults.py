@@ -41,7 +41,6 @@ from creche import (
     run_in_process,
 )
 from creche._platform import DEFAULT_START_METHOD
-from creche._runtime import runtime
 
 pytestmark = pytest.mark.anyio
 
@@ -895,7 +894,7 @@ async def test_exception_while_timing_out(announcements: Announcements) -> None:
     with anyio.fail_after(TIMEOUT):
         async with process:
             await announcements.get()
-            runtime().watcher.call_soon(process._handle._on_timeout)
+            support.time_out(process)
     assert isinstance(process.exception, ProcessTimeout)
     assert isinstance(process.exception.__cause__, ValueError)
 

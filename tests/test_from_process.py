@@ -28,6 +28,7 @@ from support import (
     open_descriptors,
     payload,
     raise_type,
+    time_out,
     until,
     write_garbage,
 )
@@ -346,7 +347,7 @@ async def test_timeout_while_the_parent_works(announcements: Announcements) -> N
     )
     await process.start()
     assert await announcements.get() == "begun"
-    runtime().watcher.call_soon(process._handle._on_timeout)
+    time_out(process)
     with pytest.raises(ProcessTimeout):
         await process
     assert targets.noted == ["begun", "cancelled"]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import channel_targets
 import pytest
 import support
 import sweep_targets as targets
@@ -67,9 +68,9 @@ async def consumes(line: int, path: str) -> bool:
     from_consumers, receive = create_channel[Any](3)
     killed = AsyncProcess(
         target=targets.killed_at,
-        args=(line, path, targets.forward, to_consumers.clone(), from_consumers.clone()),
+        args=(line, path, channel_targets.forward, to_consumers.clone(), from_consumers.clone()),
     )
-    other = AsyncProcess(target=targets.forward, args=(to_consumers, from_consumers))
+    other = AsyncProcess(target=channel_targets.forward, args=(to_consumers, from_consumers))
     async with receive, killed, other, anyio.create_task_group() as tasks:
         tasks.start_soon(targets.send_all_and_close, send, range(30))
         received = [item async for item in receive]
@@ -80,7 +81,9 @@ async def consumes(line: int, path: str) -> bool:
 
 async def converses(line: int, path: str) -> bool:
     here, there = create_duplex_channel[int, int](2)
-    killed = AsyncProcess(target=targets.killed_at, args=(line, path, targets.answer, there))
+    killed = AsyncProcess(
+        target=targets.killed_at, args=(line, path, channel_targets.double_all, there)
+    )
     answers = []
     async with killed, here:
         try:

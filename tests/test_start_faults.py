@@ -709,7 +709,7 @@ async def test_timeout_while_server_is_stopped(server_method: str) -> None:
 
     async def time_out() -> None:
         await until_starting(process)
-        runtime().watcher.call_soon(process._handle._on_timeout)
+        support.time_out(process)
 
     with anyio.fail_after(TIMEOUT):
         async with stopped_server(server_method):

@@ -31,12 +31,6 @@ pytestmark = pytest.mark.anyio
 STYLES = ["sync", "async"]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def hub() -> None:
-    """Bring up what is kept as long as the process lives."""
-    _sources.open_hub()
-
-
 @pytest.fixture(params=["private", "tcp"])
 def transport(request: pytest.FixtureRequest) -> Iterator[None]:
     """Whether other processes come through an abstract socket, or through a port."""

@@ -31,7 +31,7 @@ import sync_targets as targets
 from backends import in_asyncio
 from log_collector import Collector
 from support import TIMEOUT, Announcements
-from test_sync import STYLES, hub, pick, transport, until, until_all_is_heard
+from test_sync import STYLES, pick, transport, until, until_all_is_heard
 
 from creche import (
     AsyncProcess,
@@ -47,7 +47,7 @@ from creche._hub._protocol import HELLO, HubRef, Op, make_hello
 from creche._loops import current_loop, post
 from creche._platform import _hub_sockets, hub_connect, hub_listen
 
-__all__ = ["hub", "transport"]
+__all__ = ["transport"]
 
 pytestmark = pytest.mark.anyio
 

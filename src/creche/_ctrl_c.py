@@ -43,6 +43,11 @@ def interruptible(func: F) -> F:
     return func
 
 
+def trio_lowlevel() -> Any:
+    """``trio.lowlevel``, or ``None`` where Trio is not imported, or another thread is at it."""
+    return getattr(sys.modules.get("trio"), "lowlevel", None)
+
+
 def postpone_ctrl_c(lowlevel: Any) -> None:
     """Have Trio spare all that is imported of creche by now. Takes no time when called again.
 
@@ -63,7 +68,7 @@ def postpone_ctrl_c(lowlevel: Any) -> None:
 
 def postpone_ctrl_c_in_children() -> None:
     """Do that in a server, for all that it forks: it takes a multiple of the time of a fork."""
-    lowlevel = getattr(sys.modules.get("trio"), "lowlevel", None)
+    lowlevel = trio_lowlevel()
     if lowlevel is not None:
         postpone_ctrl_c(lowlevel)
 

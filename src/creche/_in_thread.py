@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from ._loops import Latch
-from ._wire._outcomes import Failure, Outcome, Value
+from ._wire._outcomes import Outcome, outcome_of
 from ._worker_threads import Job, WorkerThreads
 
 T = TypeVar("T")
@@ -29,13 +29,9 @@ class ThreadJob:
         except (OSError, RuntimeError):
             self._run()
 
-    @property
-    def done(self) -> bool:
-        return self._done.is_set()
-
     async def outcome(self) -> Outcome:
         """Wait for what comes of the work. Cancellation leaves it alone: see :meth:`abandon`."""
-        if not self.done:
+        if not self._done.is_set():
             await self._done.wait()
         return self._outcome
 
@@ -53,15 +49,12 @@ class ThreadJob:
 
     def abandon(self) -> None:
         """Nobody wants the result."""
-        if self._job is not None and not self.done:
+        if self._job is not None and not self._done.is_set():
             self._threads.abandon(self._job)
 
     def _run(self) -> None:
         assert self._work is not None
-        try:
-            self._outcome = Value(self._work())
-        except BaseException as error:
-            self._outcome = Failure(error)
+        self._outcome = outcome_of(self._work)
         self._work = None
         self._done.set()
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import anyio
 import anyio.lowlevel
 
-from ._ctrl_c import postpone_ctrl_c
+from ._ctrl_c import postpone_ctrl_c, trio_lowlevel
 from ._errors import ProcessStateError
 
 T = TypeVar("T")
@@ -62,8 +62,8 @@ def runs_in_loop() -> bool:
 
 def _trio_lowlevel() -> Any:
     """``trio.lowlevel``, if the calling thread runs Trio."""
-    lowlevel = getattr(sys.modules.get("trio"), "lowlevel", None)
-    if lowlevel is None or not lowlevel.in_trio_run():  # or another thread is importing it
+    lowlevel = trio_lowlevel()
+    if lowlevel is None or not lowlevel.in_trio_run():
         return None
     postpone_ctrl_c(lowlevel)
     return lowlevel

@@ -73,7 +73,7 @@ class Stopper:
         self._timer: Timer | None = None
         self._nudge_timer: Timer | None = None
         self._kill_at: float | None = None
-        self._killed = False
+        self._over = False  # killed, or gone
         self.has_killed = False
         """Whether this has sent SIGKILL, or tried to."""
 
@@ -83,7 +83,7 @@ class Stopper:
             self.kill(policy)
             return
         kill_at = time.monotonic() + policy.grace
-        if self._killed or (self._kill_at is not None and self._kill_at <= kill_at):
+        if self._over or (self._kill_at is not None and self._kill_at <= kill_at):
             return
         is_first = self._kill_at is None
         self._kill_at = kill_at
@@ -95,7 +95,7 @@ class Stopper:
 
     def kill(self, policy: StopPolicy) -> None:
         """Kill at once."""
-        if not self._killed:
+        if not self._over:
             self.has_killed = True
             self._end_nudges()
             self._set_timer(policy.kill_timeout, self._on_stuck)
@@ -115,7 +115,7 @@ class Stopper:
         self._nudge_timer = self._watcher.call_later(delay, nudge)
 
     def _end_nudges(self) -> None:
-        self._killed = True
+        self._over = True
         if self._nudge_timer is not None:
             self._nudge_timer.cancel()
 

@@ -15,7 +15,7 @@ from .._instruments import ObservedCall
 from .._loops import EventLoop, Waiter, current_loop, is_current, waiter_in
 from .._runtime import runtime
 from .._wire._context import CallInContext
-from .._wire._outcomes import Failure, Outcome, Value, cannot_pickle_call
+from .._wire._outcomes import Failure, Outcome, cannot_pickle_call, outcome_of
 from .._wire._payloads import Payload, TooHeavyError, dump_call, dumps_plain, is_plain
 from ._calls import PoolCall
 from ._chunk_size import CHUNK_SECONDS
@@ -244,11 +244,3 @@ class _Pickling:
         """:param outcome: ``None`` where the pool is closed, and nothing will come of the call"""
         self.outcome = outcome
         self.waiter.wake_soon()
-
-
-def outcome_of(pickle: Callable[[], Payload]) -> Outcome:
-    """Pickle something, in a thread: what becomes of it is told, not raised."""
-    try:
-        return Value(pickle())
-    except BaseException as error:
-        return Failure(error)

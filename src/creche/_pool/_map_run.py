@@ -16,9 +16,9 @@ from .._instruments import instruments
 from .._loops import Waiter, waiter_in
 from .._shielded import shielded
 from .._wire._messages import size_of
-from .._wire._outcomes import Failure, Outcome, Value, cannot_pickle_call
+from .._wire._outcomes import Failure, Outcome, Value, cannot_pickle_call, outcome_of
 from .._wire._payloads import Payload, TooHeavyError, dump_chunk
-from ._call_engine import CallEngine, Stopping, outcome_of
+from ._call_engine import CallEngine, Stopping
 from ._chunk_size import ChunkSize
 from ._chunks import Chunk, Part
 from ._deadlines import Deadlines

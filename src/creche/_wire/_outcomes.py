@@ -54,6 +54,14 @@ class Failure:
 Outcome = Value | Failure
 
 
+def outcome_of(work: Callable[[], object]) -> Outcome:
+    """Do the work: what becomes of it is told, not raised."""
+    try:
+        return Value(work())
+    except BaseException as error:
+        return Failure(error)
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """What a child is to run."""
